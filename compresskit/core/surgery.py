@@ -1,0 +1,280 @@
+"""The only code that assigns into a module tree. It keeps ties, attributes and the config true.
+
+Parameters that several modules share (by ``sharing.layers``, or by the architecture) are changed for all of them: the
+first path owns the change, the others follow.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from compresskit.core import anatomy
+from compresskit.core.weights import view
+from compresskit.errors import ModelError
+from compresskit.nn.attention import install as install_attention
+
+__all__ = [
+    "aliases",
+    "keep_blocks",
+    "keep_heads",
+    "keep_neurons",
+    "replace",
+    "set_attention",
+    "set_attributes",
+    "share_module",
+    "share_parameters",
+    "sync_config",
+    "take_columns",
+    "take_rows",
+    "ties",
+]
+
+sync_config = anatomy.sync_config
+
+
+def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    owner, _, name = path.rpartition(".")
+    return (model.get_submodule(owner) if owner else model), name
+
+
+def ties(model: nn.Module) -> dict[str, str]:
+    """Parameter names that repeat an earlier name's parameter: name -> the earlier name."""
+    first: dict[int, str] = {}
+    repeated = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            repeated[name] = first[id(parameter)]
+        else:
+            first[id(parameter)] = name
+    return repeated
+
+
+def aliases(model: nn.Module, path: str) -> list[str]:
+    """Other paths with a module of the same class whose parameters are the very same objects."""
+    module = model.get_submodule(path)
+    wanted = [(name, id(parameter)) for name, parameter in module.named_parameters(remove_duplicate=False)]
+    if not wanted:
+        return []
+    found = []
+    for other_path, other in model.named_modules(remove_duplicate=False):
+        if other_path == path or type(other) is not type(module):
+            continue
+        if [(name, id(parameter)) for name, parameter in other.named_parameters(remove_duplicate=False)] == wanted:
+            found.append(other_path)
+    return found
+
+
+def tied_elsewhere(model: nn.Module, path: str) -> list[str]:
+    """Modules of another kind, or with other parameters beside, that use a parameter of ``path``: an untied head."""
+    module = model.get_submodule(path)
+    mine = {id(parameter) for parameter in module.parameters()}
+    followers = {path, *aliases(model, path)}
+    inside = tuple(f"{follower}." for follower in followers)
+    found = []
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = name.rpartition(".")[0]
+        if id(parameter) in mine and owner not in followers and not owner.startswith(inside):
+            found.append(owner)
+    return list(dict.fromkeys(found))
+
+
+def replace(model: PreTrainedModel, path: str, module: nn.Module, *, untie: bool = False) -> None:
+    """Put ``module`` at ``path``, and a parameter-sharing copy of it at every alias of ``path``.
+
+    Args:
+        untie: allow that a module of another kind (a tied head) keeps the old parameter for itself.
+
+    Raises:
+        ModelError: CK-M032, if that would break a tie and ``untie`` is False.
+    """
+    loose = tied_elsewhere(model, path)
+    if loose and not untie:
+        raise ModelError(
+            "CK-M032",
+            f"replacing {path} would untie it from {', '.join(loose)}",
+            why="the file would grow by the copy",
+            fix="replace all of them and share their parameters",
+        )
+    followers = aliases(model, path)
+    old = model.get_submodule(path)
+    module.train(old.training)
+    for target in (path, *followers):
+        owner, name = _parent(model, target)
+        owner._modules[name] = module if target == path else copy.deepcopy(module)
+    for follower in followers:
+        share_module(model, path, follower)
+    if loose:
+        _forget_stock_ties(model)
+
+
+def _forget_stock_ties(model: PreTrainedModel) -> None:
+    """Drop from transformers' table the ties that no longer hold, so that nothing re-ties them at load."""
+    live = {frozenset(pair) for pair in _tied_pairs(model)}
+    known: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", {}) or {})
+    kept = {target: source for target, source in known.items() if frozenset((target, source)) in live}
+    if kept != known:
+        model.all_tied_weights_keys = kept
+        head = model.get_output_embeddings()
+        table = model.get_input_embeddings()
+        if head is not None and getattr(head, "weight", None) is not getattr(table, "weight", None):
+            model.config.tie_word_embeddings = False
+
+
+def _tied_pairs(model: nn.Module) -> set[tuple[str, str]]:
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    return {(a, b) for names in groups.values() for a in names for b in names if a != b}
+
+
+def share_parameters(model: nn.Module, source: str, target: str) -> None:
+    """Make the parameter named ``target`` the very parameter named ``source``; shapes must agree."""
+    owner, name = _parent(model, source)
+    parameter = owner._parameters[name]
+    other, other_name = _parent(model, target)
+    present = other._parameters[other_name]
+    if parameter is None or present is None or parameter.shape != present.shape:
+        raise ModelError(
+            "CK-M033", f"{target} can't share {source}", why="one is absent or their shapes differ", where=target
+        )
+    other._parameters[other_name] = parameter
+
+
+def share_module(model: nn.Module, source: str, target: str) -> None:
+    """Share every parameter of the module ``source`` with ``target``; the two stay distinct modules.
+
+    One module object at two places would carry one ``layer_idx`` and break cached generation.
+    """
+    names = [name for name, _ in model.get_submodule(source).named_parameters(remove_duplicate=False)]
+    others = [name for name, _ in model.get_submodule(target).named_parameters(remove_duplicate=False)]
+    if names != others:
+        raise ModelError("CK-M033", f"{target} can't share {source}", why="their parameters have other names")
+    for name in names:
+        share_parameters(model, f"{source}.{name}", f"{target}.{name}")
+
+
+def take_rows(model: PreTrainedModel, path: str, index: Tensor) -> None:
+    """Keep the output rows ``index`` of the (O, I) matrix at ``path``, and of its bias; aliases follow."""
+    _resize(model, path, index, rows=True)
+
+
+def take_columns(model: PreTrainedModel, path: str, index: Tensor) -> None:
+    """Keep the input columns ``index`` of the (O, I) matrix at ``path``; aliases follow."""
+    _resize(model, path, index, rows=False)
+
+
+def _resize(model: PreTrainedModel, path: str, index: Tensor, *, rows: bool) -> None:
+    plain = view(model, path)
+    loose = tied_elsewhere(model, path)
+    if loose:
+        raise ModelError("CK-M032", f"resizing {path} would untie it from {', '.join(loose)}")
+    followers = aliases(model, path)
+    index = index.to(plain.weight.device)
+    weight = plain.weight.index_select(0 if rows else 1, index)
+    stored = weight.T if isinstance(plain.module, Conv1D) else weight
+    parameters = {"weight": nn.Parameter(stored.contiguous(), requires_grad=plain.parameter.requires_grad)}
+    if rows and plain.bias is not None:
+        trained = plain.module.bias.requires_grad  # type: ignore[union-attr]
+        parameters["bias"] = nn.Parameter(plain.bias.index_select(0, index).contiguous(), requires_grad=trained)  # type: ignore[arg-type]
+    for target in (path, *followers):
+        module = model.get_submodule(target)
+        module._parameters.update(parameters)
+        for attribute, value in _size_attributes(module, weight.shape).items():
+            setattr(module, attribute, value)
+
+
+def _size_attributes(module: nn.Module, shape: torch.Size) -> dict[str, int]:
+    names = {nn.Linear: ("out_features", "in_features"), Conv1D: ("nf", "nx"), nn.Embedding: ("num_embeddings", "embedding_dim")}  # fmt: skip
+    first, second = names[type(module)]
+    return {first: shape[0], second: shape[1]}
+
+
+def set_attributes(model: nn.Module, path: str, **values: Any) -> None:
+    """Set plain attributes (head counts and the like) that the module at ``path`` already has."""
+    module = model.get_submodule(path)
+    for name, value in values.items():
+        if not hasattr(module, name):
+            raise ModelError("CK-M034", f"{type(module).__name__} has no attribute {name!r}", where=path)
+        setattr(module, name, value)
+
+
+def keep_neurons(model: PreTrainedModel, ffn: anatomy.FeedForward, index: Tensor) -> None:
+    """Keep the neurons ``index`` of a feed-forward network: rows of its inputs, columns of its output."""
+    for path in ffn.inputs:
+        take_rows(model, path, index)
+    take_columns(model, ffn.output, index)
+
+
+def keep_heads(model: PreTrainedModel, attention: anatomy.Attention, query_heads: Sequence[int]) -> None:
+    """Keep the query heads of ``query_heads`` and the key-value heads that they use.
+
+    With grouped key-value heads, either whole groups go or every group keeps equally many query heads.
+
+    Raises:
+        ModelError: CK-M035, if the kept heads leave groups of unequal size, or nothing.
+    """
+    group = attention.heads // attention.kv_heads
+    kept = sorted(set(query_heads))
+    per_group: dict[int, int] = {}
+    for head in kept:
+        per_group[head // group] = per_group.get(head // group, 0) + 1
+    if not kept or len(set(per_group.values())) != 1:
+        raise ModelError(
+            "CK-M035",
+            f"heads {kept} leave key-value groups of unequal size",
+            where=attention.path,
+            fix="keep the same number of query heads in every key-value group that stays",
+        )
+    query_index = head_index(kept, attention.head_dim)
+    kv_index = head_index(sorted(per_group), attention.head_dim)
+    wanted: dict[str, list[Tensor]] = {}
+    for rows, index in ((attention.query, query_index), (attention.key, kv_index), (attention.value, kv_index)):
+        wanted.setdefault(rows.path, []).append(rows.start + index)
+    for path, parts in wanted.items():
+        take_rows(model, path, torch.cat(parts))
+    take_columns(model, attention.output, query_index)
+    for table in attention.head_tables:
+        take_columns(model, table, torch.tensor(kept))
+    values = {"heads": len(kept), "inner": len(kept) * attention.head_dim, "groups": len(kept) // len(per_group)}
+    set_attributes(model, attention.path, **{name: values[what] for name, what in attention.attributes.items()})
+
+
+def head_index(heads: Sequence[int], head_dim: int) -> Tensor:
+    """Row numbers of ``heads``: head h owns h*D … (h+1)*D - 1."""
+    return (torch.tensor(list(heads), dtype=torch.long)[:, None] * head_dim + torch.arange(head_dim)).reshape(-1)
+
+
+def keep_blocks(model: PreTrainedModel, stack: anatomy.Stack, kept: Sequence[int]) -> None:
+    """Keep the blocks ``kept`` of ``stack``; ``layer_idx`` is renumbered, or cached generation goes wrong."""
+    modules = model.get_submodule(stack.path)
+    if not isinstance(modules, nn.ModuleList):
+        raise ModelError("CK-M034", f"{stack.path} is no ModuleList", where=stack.path)
+    owner, name = _parent(model, stack.path)
+    owner._modules[name] = nn.ModuleList([modules[index] for index in kept])
+    owner._modules[name].train(modules.training)  # type: ignore[union-attr]
+    for new, old in enumerate(kept):
+        if new != old:
+            _renumber(modules[old], new)
+    types = getattr(model.config, "layer_types", None)
+    if types is not None and len(types) == len(stack.blocks):
+        model.config.layer_types = [types[index] for index in kept]
+    sync_config(model)
+
+
+def _renumber(block: nn.Module, index: int) -> None:
+    for module in block.modules():
+        if hasattr(module, "layer_idx"):
+            module.layer_idx = index  # type: ignore[assignment]
+
+
+def set_attention(model: PreTrainedModel, path: str, settings: dict[str, Any] | None) -> None:
+    """Let the attention module at ``path`` compute what ``settings`` say; None gives softmax back."""
+    install_attention(model, model.get_submodule(path), settings)
+

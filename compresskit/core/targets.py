@@ -1,0 +1,249 @@
+"""From globs to the ordered sites that a method changes, or one error that says what was found.
+
+A pattern matches a site by the path of the site, of a module that contains it, or of a member matrix. Paths may be
+written from the model's root or from its base model (``encoder.layer.0`` in a classifier too).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from transformers import PreTrainedModel
+
+from compresskit.core import anatomy
+from compresskit.core.compressor import Compressor
+from compresskit.core.sites import Site
+from compresskit.core.surgery import aliases
+from compresskit.core.weights import matrices
+from compresskit.errors import RecipeError
+
+_PATTERN = re.compile(r"[A-Za-z0-9_.*?\-\[\]!]{1,256}")
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The sites of one step, and those that were left out: path -> reason."""
+
+    sites: tuple[Site, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+def candidates(model: PreTrainedModel, kinds: frozenset[str]) -> list[Site]:
+    """Every site of ``kinds`` in the model's order, also those outside the blocks."""
+    body = anatomy.of(model)
+    found: list[Site] = []
+    for kind in sorted(kinds):
+        found.extend(_OF_KIND[kind](model, body))
+    return found
+
+
+def _matrix_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
+    blocks = [block.path for block in body.blocks]
+    sites, seen = [], set()
+    for item in matrices(model):
+        if item.path in seen:
+            continue
+        followers = aliases(model, item.path)
+        seen.update(followers)
+        block = next((path for path in blocks if item.path.startswith(f"{path}.")), None)
+        sites.append(Site("matrix", item.path, tuple(followers), block=block))
+    return sites
+
+
+def _embedding_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
+    plain = {item.path for item in matrices(model, tables=True)}
+    return [
+        Site("embedding", table.path, table.tied, part=table) for table in body.embeddings if table.path in plain
+    ]
+
+
+def _attention_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
+    return [
+        Site("attention", part.path, part.members, part.group, block.path, part)
+        for block in body.blocks
+        for part in block.attentions
+    ]
+
+
+def _ffn_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
+    return [
+        Site("ffn", part.path, part.members, None, block.path, part) for block in body.blocks for part in block.ffns
+    ]
+
+
+def _block_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
+    return [Site("block", block.path, (), None, block.path, block) for block in body.blocks]
+
+
+def _model_site(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
+    return [Site("model", "", part=body)]
+
+
+def _no_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
+    return []
+
+
+_OF_KIND = {
+    "matrix": _matrix_sites,
+    "embedding": _embedding_sites,
+    "attention": _attention_sites,
+    "ffn": _ffn_sites,
+    "block": _block_sites,
+    "model": _model_site,
+    "experts": _no_sites,
+    "rnn": _no_sites,
+}
+
+
+def resolve(
+    model: PreTrainedModel,
+    method: Compressor,
+    *,
+    available: Sequence[Site] | None = None,
+    taken: Mapping[str, str] | None = None,
+    strict: bool = False,
+) -> Resolution:
+    """The sites that ``method`` will change.
+
+    Args:
+        available: the candidate sites; by default read off ``model``.
+        taken: module path -> the earlier step that replaced it, for the message.
+        strict: make every skipped site an error.
+
+    Raises:
+        RecipeError: CK-T010 a target matches nothing; CK-T011 an ignore matches nothing; CK-T012 all targets are
+            ignored; CK-T013 a group is split; CK-T014 a site can't be done; CK-T015 a bad pattern.
+    """
+    taken = taken or {}
+    sites = list(candidates(model, type(method).sites) if available is None else available)
+    prefix = anatomy.of(model).prefix
+    for pattern in (*method.targets, *method.ignore):
+        if not _PATTERN.fullmatch(pattern):
+            raise RecipeError(
+                "CK-T015",
+                f"{pattern!r} is not a pattern",
+                why="patterns are module paths with * ? and [..], at most 256 characters",
+            )
+    chosen = _select(method, sites, prefix, taken)
+    chosen = _without_ignored(method, chosen, sites, prefix)
+    _refuse_split_groups(chosen, sites)
+    return _without_refused(model, method, chosen, prefix, strict)
+
+
+def _matches(pattern: str, site: Site, prefix: str) -> bool:
+    names = [site.path, *site.members]
+    return any(_matches_name(pattern, name, prefix) for name in names)
+
+
+def _matches_name(pattern: str, name: str, prefix: str) -> bool:
+    variants = [name] + ([name.removeprefix(prefix)] if prefix and name.startswith(prefix) else [])
+    for variant in variants:
+        parts = variant.split(".")
+        if any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1)):
+            return True
+    return False
+
+
+def _exact(patterns: Sequence[str], site: Site, prefix: str) -> bool:
+    return any(
+        pattern in (name, name.removeprefix(prefix)) for pattern in patterns for name in (site.path, *site.members)
+    )
+
+
+def _select(method: Compressor, sites: list[Site], prefix: str, taken: Mapping[str, str]) -> list[Site]:
+    if not method.targets:
+        chosen = [site for site in sites if site.kind in ("model", "embedding") or site.block is not None]
+        if not chosen:
+            raise _nothing_left(method, taken)
+        return chosen
+    picked: dict[int, Site] = {}
+    for pattern in method.targets:
+        hits = [(index, site) for index, site in enumerate(sites) if _matches(pattern, site, prefix)]
+        if not hits:
+            raise _no_match("CK-T010", "target", pattern, method, sites, prefix, taken)
+        picked.update(hits)
+    return [picked[index] for index in sorted(picked)]
+
+
+def _nothing_left(method: Compressor, taken: Mapping[str, str]) -> RecipeError:
+    steps = sorted(set(taken.values()))
+    kinds = " or ".join(sorted(type(method).sites))
+    return RecipeError(
+        "CK-T010",
+        f"{method.full_name()} finds no {kinds} site left in the blocks",
+        why=f"{len(taken)} modules were taken by {', '.join(steps)}" if steps else "the model has none",
+        fix="put this step before the one that took them, or remove it" if steps else "",
+    )
+
+
+def _no_match(
+    code: str,
+    what: str,
+    pattern: str,
+    method: Compressor,
+    sites: list[Site],
+    prefix: str,
+    taken: Mapping[str, str],
+) -> RecipeError:
+    gone = [f"{path} ({step})" for path, step in taken.items() if _matches_name(pattern, path, prefix)]
+    names = list(dict.fromkeys(name for site in sites for name in (site.path, *site.members)))
+    close = difflib.get_close_matches(pattern, names, n=5, cutoff=0.0)
+    return RecipeError(
+        code,
+        f"the {what} {pattern!r} of {method.full_name()} matches none of {len(names)} modules",
+        why=f"an earlier step took {', '.join(gone[:3])}" if gone else "",
+        fix=f"closest: {', '.join(close)}" if close else "",
+    )
+
+
+def _without_ignored(method: Compressor, chosen: list[Site], sites: list[Site], prefix: str) -> list[Site]:
+    for pattern in method.ignore:
+        if not any(_matches(pattern, site, prefix) for site in sites):
+            raise _no_match("CK-T011", "ignore", pattern, method, sites, prefix, {})
+    left = [site for site in chosen if not any(_matches(pattern, site, prefix) for pattern in method.ignore)]
+    if not left:
+        raise RecipeError(
+            "CK-T012", f"every target of {method.full_name()} is ignored", fix="loosen `ignore` or drop the step"
+        )
+    return left
+
+
+def _refuse_split_groups(chosen: list[Site], sites: list[Site]) -> None:
+    groups = {site.group for site in chosen if site.group is not None}
+    for group in sorted(groups):
+        missing = [site.path for site in sites if site.group == group and site not in chosen]
+        if missing:
+            raise RecipeError(
+                "CK-T013",
+                f"the {group} must change together, and the patterns leave out {missing[0]}"
+                + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
+                fix="take the whole group, or none of it",
+            )
+
+
+def _without_refused(
+    model: PreTrainedModel, method: Compressor, chosen: list[Site], prefix: str, strict: bool
+) -> Resolution:
+    reasons = dict(method.refuse(model, chosen))
+    lost_groups = {site.group: reason for site, reason in reasons.items() if site.group is not None}
+    for site in chosen:
+        if site.group in lost_groups and site not in reasons:
+            reasons[site] = f"{lost_groups[site.group]} (the {site.group} change together)"
+    left = tuple(site for site in chosen if site not in reasons)
+    named = [site for site in reasons if _exact(method.targets, site, prefix)]
+    if reasons and (strict or named or not left):
+        site = named[0] if named else next(iter(reasons))
+        raise RecipeError(
+            "CK-T014",
+            f"{method.full_name()} can't be applied to "
+            + (site.path or f"this {model.config.model_type} model")
+            + (f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""),
+            where=site.path,
+            why=reasons[site],
+            fix="" if left and not strict else "choose other targets or another method",
+        )
+    return Resolution(left, {site.path: reason for site, reason in reasons.items()})

@@ -1,0 +1,49 @@
+"""What every layer of a compressed model has in common.
+
+A layer is built from JSON arguments alone, so that the layout in ``config.json`` rebuilds it on the meta device, and
+the stock loader of transformers fills its parameters.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class CompressedLayer(nn.Module):
+    """Base of the layers that the layout can ``replace`` a stock module by.
+
+    Rules, each checked by ``tests/nn``:
+
+    * ``type(layer)(**layer.arguments())`` on the meta device gives every parameter and buffer by name, shape, dtype.
+    * no non-persistent buffer, no tensor made in ``__init__`` that the file doesn't carry;
+    * integer tensors are parameters with ``requires_grad=False`` or persistent buffers;
+    * codes are never stored under the stock name with the stock shape.
+    """
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """The JSON-able keyword arguments that rebuild this layer empty."""
+
+    @property
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """The matrix that this layer stands for, (O, I) for a linear map and (V, D) for a table, computed anew.
+
+        transformers reads ``module.weight`` in places (GPT-2's ``_init_weights``, T5's dtype check).
+        """
+
+    def stored_bytes(self) -> int:
+        """Bytes of parameters and buffers on disk, children included."""
+        tensors = [*self.parameters(), *self.buffers()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def exporting() -> bool:
+    """True while the model is traced for ONNX: layers then emit their own nodes."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
