@@ -49,6 +49,14 @@ class Compressor(BaseModel, ABC):
         """``family.name``, as in a recipe."""
         return f"{cls.family}.{cls.name}"
 
+    def requirements(self) -> frozenset[Need]:
+        """What these options need; by default what the class says. Narrow it where an option makes data needless."""
+        return type(self).needs
+
+    def predicted_saving(self, model: PreTrainedModel, sites: Sequence[Site]) -> int | None:
+        """Bytes that ``apply`` will save at ``sites``, or None where only the calibration data decide."""
+        return None
+
     def nothing_asked(self) -> str | None:
         """Why these options change nothing (keep 1.0, 16 bits), or None. The pipeline warns with this sentence."""
         return None

@@ -38,6 +38,10 @@ class CompressedLayer(nn.Module):
         transformers reads ``module.weight`` in places (GPT-2's ``_init_weights``, T5's dtype check).
         """
 
+    def parameter_count(self) -> int:
+        """Numbers of the model that this layer itself stands for, children left out; scales don't count."""
+        return sum(parameter.numel() for parameter in self.parameters(recurse=False))
+
     def stored_bytes(self) -> int:
         """Bytes of parameters and buffers on disk, children included."""
         tensors = [*self.parameters(), *self.buffers()]

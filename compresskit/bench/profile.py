@@ -1,0 +1,143 @@
+"""Where a model's bytes and milliseconds are: per table, block, attention, feed-forward network and head."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from compresskit.core import anatomy
+from compresskit.nn.base import CompressedLayer
+
+REPETITIONS = 5
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the profile.
+
+    Args:
+        path: dotted module path, or what the rest is called.
+        kind: embedding, block, attention, ffn, head, other.
+        parameters: numbers it holds; shared ones are counted where they come first.
+        bytes: what holds them.
+        layers: layer kind -> how many.
+        milliseconds: CPU time of one forward spent in it, of one thread; None where it wasn't timed.
+    """
+
+    path: str
+    kind: str
+    parameters: int
+    bytes: int
+    layers: dict[str, int]
+    milliseconds: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+def profile(model: PreTrainedModel, inputs: dict[str, torch.Tensor] | None = None) -> list[Part]:
+    """The parts of ``model`` in its order; timed if ``inputs`` are given. Parts overlap: a block holds its ffn."""
+    body = anatomy.of(model)
+    wanted: list[tuple[str, str]] = [(table.path, "embedding") for table in body.embeddings]
+    for block in body.blocks:
+        wanted.append((block.path, "block"))
+        wanted += [(attention.path, "attention") for attention in block.attentions]
+        wanted += [(ffn.path, "ffn") for ffn in block.ffns]
+    if body.output_embedding is not None:
+        wanted.append((body.output_embedding, "head"))
+    members = {part.path: (part.path, *part.members) for part in (*body.attentions, *body.ffns)}
+    times = _time(model, [path for path, _ in wanted], inputs) if inputs is not None else {}
+    counted: set[int] = set()
+    outer: set[int] = set()
+    parts = []
+    for path, kind in wanted:
+        inside = kind in ("attention", "ffn")
+        parameters, held, layers = _count(model, members.get(path, (path,)), set(outer) if inside else counted)
+        if not inside:
+            outer = counted - {id(tensor) for tensor in model.get_submodule(path).parameters()}
+        parts.append(Part(path, kind, parameters, held, layers, times.get(path)))
+    rest = [tensor for tensor in model.parameters() if id(tensor) not in counted]
+    parts.append(
+        Part(
+            "everything else",
+            "other",
+            sum(tensor.numel() for tensor in rest),
+            sum(tensor.numel() * tensor.element_size() for tensor in rest),
+            {},
+        )
+    )
+    return parts
+
+
+def _count(model: nn.Module, paths: tuple[str, ...], counted: set[int]) -> tuple[int, int, dict[str, int]]:
+    parameters = held = 0
+    layers: dict[str, int] = {}
+    visited: set[int] = set()
+    for path in paths:
+        for module in model.get_submodule(path).modules():
+            if id(module) in visited:
+                continue
+            visited.add(id(module))
+            own = list(module.parameters(recurse=False))
+            fresh = [tensor for tensor in own if id(tensor) not in counted]
+            counted.update(id(tensor) for tensor in own)
+            if own or isinstance(module, CompressedLayer):
+                name = module.kind if isinstance(module, CompressedLayer) else type(module).__name__
+                layers[name] = layers.get(name, 0) + 1
+            held += sum(tensor.numel() * tensor.element_size() for tensor in fresh)
+            compressed = isinstance(module, CompressedLayer) and bool(fresh)
+            parameters += module.parameter_count() if compressed else sum(tensor.numel() for tensor in fresh)  # type: ignore[operator]
+    return parameters, held, layers
+
+
+def _time(model: PreTrainedModel, paths: list[str], inputs: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Median over repetitions of the CPU time that one forward spends in each module, one thread, milliseconds."""
+    totals: list[dict[str, float]] = []
+    with _one_thread(), torch.no_grad():
+        model(**inputs)
+        for _ in range(REPETITIONS):
+            spent: dict[str, float] = {}
+            with _watched(model, paths, spent):
+                model(**inputs)
+            totals.append(spent)
+    seen = {path for spent in totals for path in spent}
+    return {path: 1e3 * sorted(spent.get(path, 0.0) for spent in totals)[len(totals) // 2] for path in seen}
+
+
+@contextmanager
+def _watched(model: nn.Module, paths: list[str], spent: dict[str, float]) -> Iterator[None]:
+    handles = []
+    started: dict[str, float] = {}
+    for path in paths:
+        module = model.get_submodule(path)
+
+        def enter(_module: nn.Module, _args: Any, path: str = path) -> None:
+            started[path] = time.thread_time()
+
+        def leave(_module: nn.Module, _args: Any, _output: Any, path: str = path) -> None:
+            spent[path] = spent.get(path, 0.0) + time.thread_time() - started[path]
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

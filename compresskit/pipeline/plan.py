@@ -1,0 +1,204 @@
+"""What would happen: the sites of every step, what they will hold, and what is wrong, before any weight is touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from compresskit.checkpoint.source import Source
+from compresskit.core.compressor import Compressor
+from compresskit.core.sites import Site
+from compresskit.core.targets import Resolution, candidates, resolve
+from compresskit.errors import DataError, RecipeError, UsageError
+from compresskit.pipeline.ledger import size_of
+from compresskit.recipe import Recipe
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step: its sites, those left out with the reason, and the bytes that it is expected to save, if known."""
+
+    method: str
+    options: dict[str, Any]
+    sites: list[str]
+    skipped: dict[str, str]
+    predicted_saving: int | None
+    recover: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The outcome of ``plan``: bound to one recipe and one model by their hashes."""
+
+    model: str
+    model_fingerprint: str
+    recipe: dict[str, Any]
+    recipe_hash: str
+    steps: list[PlannedStep]
+    bytes_before: int
+    predicted_bytes: int | None
+    warnings: list[str] = field(default_factory=list)
+    version: int = PLAN_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Plan:
+        """Read a saved plan.
+
+        Raises:
+            UsageError: CK-U011 for another version or a broken file.
+        """
+        if data.get("version") != PLAN_VERSION:
+            raise UsageError("CK-U011", f"this plan has version {data.get('version')!r}, not {PLAN_VERSION}")
+        try:
+            steps = [PlannedStep(**step) for step in data["steps"]]
+            return Plan(**{**data, "steps": steps})
+        except (KeyError, TypeError) as error:
+            raise UsageError("CK-U011", "the plan file is incomplete", why=str(error)) from error
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """sha256 of the resolved recipe."""
+    return hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
+
+
+def make_plan(model: PreTrainedModel, recipe: Recipe, source: Source | None, *, strict: bool = False) -> Plan:
+    """Resolve every step against the model as the steps before will leave it.
+
+    Steps are followed by what each method says it ``leaves`` at its sites, so that an impossible order is found now
+    and not after an hour of work.
+
+    Raises:
+        RecipeError: a pattern, a refusal, an impossible order; with ``strict`` also a step that asks for nothing.
+        DataError: CK-D030, if a step needs data that the recipe doesn't give.
+    """
+    tree = _ExpectedTree(model)
+    warnings: list[str] = []
+    planned = []
+    before = size_of(model).bytes
+    predicted: int | None = before
+    for number, step in enumerate(recipe.steps, 1):
+        method = step.method
+        label = step_label(number, method)
+        nothing = method.nothing_asked()
+        if nothing:
+            if strict:
+                raise RecipeError("CK-R030", f"{label} asks for nothing", why=nothing)
+            warnings.append(f"{label} asks for nothing: {nothing}")
+        _check_needs(label, method, recipe)
+        found = tree.resolve(method, strict=strict)
+        saving = method.predicted_saving(model, tree.original(found.sites))
+        predicted = predicted - saving if predicted is not None and saving is not None else None
+        tree.follow(label, method, found.sites)
+        planned.append(
+            PlannedStep(
+                method.full_name(),
+                method.model_dump(mode="json", exclude_defaults=True),
+                [site.path for site in found.sites],
+                dict(found.skipped),
+                saving,
+                step.recover.full_name() if step.recover is not None else None,
+            )
+        )
+    warnings += order_warnings(recipe)
+    return Plan(
+        str(source.spec) if source is not None else type(model).__name__,
+        source.fingerprint if source is not None else "",
+        recipe.to_dict(),
+        recipe_hash(recipe),
+        planned,
+        before,
+        predicted,
+        warnings,
+    )
+
+
+def step_label(number: int, method: Compressor) -> str:
+    """``step 2 (pruning.ffn)``."""
+    return f"step {number} ({method.full_name()})"
+
+
+def _check_needs(label: str, method: Compressor, recipe: Recipe) -> None:
+    if "labels" in method.requirements() and recipe.data is None:
+        raise DataError(
+            "CK-D030", f"{label} trains on labels, and the recipe has no `data`", fix="add `data: {train: FILE, ...}`"
+        )
+
+
+class _ExpectedTree:
+    """The candidate sites as they will be after the steps followed so far."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.taken: dict[str, str] = {}
+        self.children: dict[str, list[Site]] = {}
+
+    def resolve(self, method: Compressor, *, strict: bool) -> Resolution:
+        sites: list[Site] = []
+        for site in candidates(self.model, type(method).sites):
+            if site.path in self.children:
+                sites.extend(self.children[site.path])
+            elif not ({site.path, *site.members} & set(self.taken)) or site.kind in ("block", "model"):
+                sites.append(site)
+        return resolve(self.model, method, available=sites, taken=self.taken, strict=strict)
+
+    def original(self, sites: Sequence[Site]) -> list[Site]:
+        """Those of ``sites`` that are in the model now; the others will be made by an earlier step."""
+        made = {child.path for children in self.children.values() for child in children}
+        return [site for site in sites if site.path not in made]
+
+    def follow(self, label: str, method: Compressor, sites: Sequence[Site]) -> None:
+        leaves = type(method).leaves
+        if leaves is None:
+            return
+        for site in sites:
+            self.taken[site.path] = label
+            for children in self.children.values():
+                children[:] = [child for child in children if child.path != site.path]
+            for member in site.members:
+                self.taken[member] = label
+            self.children[site.path] = [
+                Site(site.kind, f"{site.path}.{leaf}", block=site.block, part=site.part) for leaf in leaves
+            ]
+
+
+_ORDER = ("pruning", "sharing", "decomposition", "attention", "distillation", "quantization")
+
+
+def order_warnings(recipe: Recipe) -> list[str]:
+    """Orders that work but that the evidence speaks against."""
+    found = []
+    families = [type(step.method).family for step in recipe.steps]
+    for index, family in enumerate(families):
+        later = families[index + 1 :]
+        if family == "quantization" and any(other in later for other in ("pruning", "decomposition", "sharing")):
+            found.append(
+                f"step {index + 1} quantizes before a structural step: errors compound the other way round"
+                " (Harma et al., ICLR 2025, arXiv 2405.20935)"
+            )
+        healed = recipe.steps[index].recover is not None or "distillation" in later
+        if family == "sharing" and not healed:
+            found.append(
+                f"step {index + 1} shares parameters and no recovery follows: layers of a trained model have little"
+                " in common, expect a large loss; add `recover:` or a distillation step"
+            )
+    return found
+
+
+def load_plan(text: str) -> Plan:
+    """Parse the text of a plan file."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError("CK-U011", "the plan file is not JSON", why=str(error)) from error
+    return Plan.from_dict(data)

@@ -1,0 +1,115 @@
+"""Save, reopen in a fresh process, compare, gate, and write down what was measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from compresskit.checkpoint.prove import reload_and_run
+from compresskit.checkpoint.save import add_files, save_checkpoint
+from compresskit.checkpoint.source import Source
+from compresskit.errors import GateError, ModelError
+from compresskit.pipeline.data import RunData
+from compresskit.pipeline.quality import measure_quality
+from compresskit.pipeline.result import Result
+from compresskit.recipe import Recipe
+from compresskit.recipe.gates import Measured, check_gates
+from compresskit.report.card import model_card
+from compresskit.tasks.fidelity import Reference, outputs_of
+
+DOMAIN_GAP = 0.02
+
+
+class RunOptions(Protocol):
+    """What publishing needs of the run's options."""
+
+    overwrite: bool
+    max_drop: float | None
+    threads: int | None
+    seed: int
+
+
+def publish(
+    result: Result,
+    recipe: Recipe,
+    source: Source,
+    output: Path,
+    data: RunData,
+    reference: Reference,
+    options: Any,
+    started: float,
+) -> None:
+    """Make ``output`` and prove it. A missed gate leaves ``output`` untouched and the effort in ``OUT.rejected``."""
+    model = result.model
+    if model is None:
+        raise ModelError("CK-L031", "there is no model to publish")
+    source.verify_unchanged()
+    staged = output.with_name(f"{output.name}.ck-work") / "result"
+    saved = save_checkpoint(
+        model, staged, source=source, extra_files={"recipe.yaml": recipe.to_yaml()}, overwrite=True
+    )
+    result.native = saved.native
+    _prove(result, staged, data)
+    result.after["disk_bytes"] = saved.disk_bytes
+    result.quality = measure_quality(recipe, source, staged)
+    verdicts = check_gates(recipe.gates, _measured(result, source, staged, recipe), max_drop=options.max_drop)
+    result.gates = [verdict.to_dict() for verdict in verdicts]
+    result.seconds = round(time.perf_counter() - started, 2)
+    missed = [verdict for verdict in verdicts if not verdict.passed]
+    target = output.with_name(f"{output.name}.rejected") if missed else output
+    add_files(staged, {"report.json": report_json(result).encode(), "README.md": model_card(result).encode()})
+    publish_folder(staged, target, overwrite=options.overwrite or bool(missed))
+    if missed:
+        raise GateError(
+            "CK-G001",
+            "; ".join(str(verdict) for verdict in missed),
+            where=str(target),
+            why="the result is kept there with its report, and the output was not touched",
+            fix="loosen the gate, ask for less compression, or add a recovery step",
+        )
+
+
+def _prove(result: Result, folder: Path, data: RunData) -> None:
+    """Rule 4: reopen the saved files in a fresh process and compare, before anything is published."""
+    batches = [data.probe, *(batches[0] for batches in data.held_out.values())]
+    expected = [outputs_of(result.model, batch) for batch in batches]
+    found = reload_and_run(folder, [dict(batch) for batch in batches])
+    difference = max(
+        float((live - again).abs().max()) for live, again in zip(expected, found, strict=True)
+    )
+    result.reload_max_abs_diff = difference
+    if not difference <= 0.0:
+        raise ModelError(
+            "CK-L030",
+            f"the saved model, reopened in a fresh process, differs by up to {difference:.3e}",
+            where=str(folder),
+            fix="this is a defect of a layer or of the layout: please report it with the recipe",
+        )
+
+
+def report_json(result: Result) -> str:
+    """The content of ``report.json``."""
+    return json.dumps(result.to_dict(), indent=1, sort_keys=True) + "\n"
+
+
+def domain_warnings(fidelity: dict[str, Any]) -> list[str]:
+    """A warning when two kinds of text keep very different fidelity."""
+    domains = {name: values for name, values in fidelity.get("domains", {}).items()}
+    scores = {
+        name: values.get("cosine_mean", values.get("top1_agreement"))
+        for name, values in domains.items()
+        if values
+    }
+    known = {name: score for name, score in scores.items() if score is not None}
+    if len(known) < 2 or max(known.values()) - min(known.values()) <= DOMAIN_GAP:
+        return []
+    best, worst = max(known, key=known.__getitem__), min(known, key=known.__getitem__)
+    return [
+        f"fidelity differs by kind of text: {known[best]:.3f} on {best}, {known[worst]:.3f} on {worst};"
+        " calibrate on text like yours (`calibration: {data: FILE}`)"
+    ]

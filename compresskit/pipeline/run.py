@@ -1,0 +1,260 @@
+"""The order of things: check everything, run the steps, prove the result. The only place that knows it."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from compresskit.checkpoint.faults import point
+from compresskit.checkpoint.layout import read_layout
+from compresskit.checkpoint.lock import output_lock
+from compresskit.checkpoint.save import check_free_space, check_output
+from compresskit.checkpoint.source import Source, open_source
+from compresskit.core.context import Context
+from compresskit.errors import UsageError
+from compresskit.pipeline.data import RunData, prepare
+from compresskit.pipeline.ledger import size_of
+from compresskit.pipeline.plan import Plan, make_plan, recipe_hash
+from compresskit.pipeline.publish import domain_warnings, publish
+from compresskit.pipeline.result import Result
+from compresskit.pipeline.steps import StepRunner
+from compresskit.pipeline.workspace import Workspace
+from compresskit.recipe import Recipe
+from compresskit.tasks.fidelity import Reference
+
+DISK_MARGIN = 1.2
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what: none of it changes the result of a finished run, but for seed and device."""
+
+    overwrite: bool = False
+    resume: bool = False
+    strict: bool = False
+    max_drop: float | None = None
+    device: str = "cpu"
+    dtype: str | None = None
+    threads: int | None = None
+    seed: int = 0
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told about a run while it goes on."""
+
+    plan: Callable[[Plan], None] = lambda plan: None
+    progress: Callable[[float, str], None] = lambda share, what: None
+    step: Callable[[dict[str, Any]], None] = lambda row: None
+
+
+def plan(model: str | Path, recipe: Any, *, options: Options | None = None) -> Plan:
+    """What ``apply`` would do.
+
+    Args:
+        model: a local folder, a hub id, or ``pkg:NAME``.
+        recipe: a path, a mapping, or a ``Recipe``.
+
+    Raises:
+        CompressKitError: whatever would stop ``apply`` before it touches a weight.
+    """
+    options = options or Options()
+    parsed = Recipe.load(recipe)
+    source = _open(model, parsed, options)
+    return make_plan(source.load_model(dtype=options.dtype), parsed, source, strict=options.strict)
+
+
+def _open(model: str | Path | None, recipe: Recipe, options: Options) -> Source:
+    spec = model if model is not None else recipe.model
+    if spec is None:
+        raise UsageError("CK-U010", "no model given", fix="name one with --model, or as `model:` in the recipe")
+    return open_source(spec, revision=options.revision, trust_remote_code=options.trust_remote_code)
+
+
+def apply(
+    model: str | Path | PreTrainedModel | None,
+    recipe: Any,
+    output: str | Path | None = None,
+    *,
+    tokenizer: Any = None,
+    options: Options | None = None,
+    listener: Listener | None = None,
+) -> Result:
+    """Run ``recipe`` on ``model``; with ``output``, save, reload in a fresh process and prove it.
+
+    Args:
+        model: a local folder, a hub id, ``pkg:NAME``, or a loaded model (which is changed in place, and can't be
+            saved: give a path for that).
+        recipe: a path, a mapping, or a ``Recipe``.
+        output: the folder to make.
+        tokenizer: for a loaded model.
+
+    Returns:
+        Result: with ``.model`` the live compressed model.
+
+    Raises:
+        GateError: a gate was missed; the best effort is in ``OUT.rejected``.
+        CompressKitError: with a code, a place, a cause and a remedy.
+    """
+    options, listener = options or Options(), listener or Listener()
+    parsed = Recipe.load(recipe)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if isinstance(model, PreTrainedModel):
+        if output is not None:
+            raise UsageError("CK-U014", "a loaded model has no files to travel along", fix="give the checkpoint's path")
+        return _Run(parsed, None, None, options, listener).execute(model, tokenizer)
+    source = _open(model, parsed, options)
+    target = None if output is None else Path(output)
+    with ExitStack() as stack:
+        if target is not None:
+            check_output(target, source=source, overwrite=options.overwrite)
+            stack.enter_context(output_lock(target))
+        run = _Run(parsed, source, target, options, listener)
+        return run.execute(source.load_model(dtype=options.dtype, device=options.device), source.load_tokenizer())
+
+
+class _Run:
+    """One run of one recipe."""
+
+    def __init__(
+        self, recipe: Recipe, source: Source | None, output: Path | None, options: Options, listener: Listener
+    ) -> None:
+        self.recipe, self.source, self.output = recipe, source, output
+        self.options, self.listener = options, listener
+        self.warnings: list[str] = []
+
+    def execute(self, model: PreTrainedModel, tokenizer: Any) -> Result:
+        started = time.perf_counter()
+        made = make_plan(model, self.recipe, self.source, strict=self.options.strict)
+        self.listener.plan(made)
+        self.warnings += made.warnings
+        before = {"parameters": size_of(model).parameters, "disk_bytes": self._disk_before(model)}
+        self._preflight(before["disk_bytes"])
+        data = prepare(model, tokenizer, self.recipe, self.options.seed)
+        if data.synthetic:
+            self.warnings.append("the model has no tokenizer: calibrated and compared on random tokens")
+        reference = Reference.of(model, data.held_out, self._sentence_transformer())
+        workspace = self._workspace()
+        done = workspace.start(resume=self.options.resume)
+        if done:
+            model = workspace.load()
+        model = self._steps(model, tokenizer, data, reference, workspace, done)
+        result = self._finish(model, before, data, reference, workspace, started)
+        workspace.remove()
+        return result
+
+    def _disk_before(self, model: PreTrainedModel) -> int:
+        return self.source.disk_bytes if self.source is not None else size_of(model).bytes
+
+    def _sentence_transformer(self) -> Any:
+        return self.source.sentence_transformer if self.source is not None else None
+
+    def _preflight(self, bytes_before: int) -> None:
+        if self.output is not None:
+            # Step state and staged output may both be there at once, none of them larger than the source.
+            check_free_space(self.output, int(DISK_MARGIN * bytes_before))
+
+    def _workspace(self) -> Workspace:
+        if self.output is None:
+            return Workspace(Path(tempfile.mkdtemp(prefix="compresskit-")), {}, keep_steps=False)
+        identity = {
+            "recipe": recipe_hash(self.recipe),
+            "model": self.source.fingerprint if self.source is not None else "",
+            "seed": self.options.seed,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        folder = self.output.with_name(f"{self.output.name}.ck-work")
+        return Workspace(folder, identity, keep_steps=len(self.recipe.steps) > 1)
+
+    def _steps(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        data: RunData,
+        reference: Reference,
+        workspace: Workspace,
+        done: int,
+    ) -> PreTrainedModel:
+        context = Context(
+            device=torch.device(self.options.device),
+            seed=self.options.seed,
+            calibration=data.calibration,
+            texts=data.texts,
+            tokenizer=tokenizer,
+            teacher=self._teacher(model),
+            work=workspace.scratch,
+        )
+        runner = StepRunner(data, reference, context, self.options.strict)
+        runner.remember(self.recipe, workspace.rows)
+        total = len(self.recipe.steps)
+        for number, step in enumerate(self.recipe.steps, 1):
+            if number <= done:
+                continue
+            model, record = runner.run(
+                model,
+                number,
+                step,
+                lambda share, what, number=number: self.listener.progress((number - 1 + share) / total, what),
+            )
+            row = record.to_dict()
+            workspace.finish_step(model, row)
+            point(f"step.{number}.finished")
+            self.listener.step(row)
+        return model
+
+    def _teacher(self, model: PreTrainedModel) -> Callable[[], PreTrainedModel]:
+        """The model as it came in: reopened from its files, or copied before anything is changed."""
+        if self.source is None:
+            needed = any("teacher" in step.method.requirements() or step.recover is not None for step in self.recipe.steps)
+            kept = copy.deepcopy(model).eval() if needed else None
+            return lambda: kept  # type: ignore[return-value]
+        source = self.source
+        return lambda: source.load_model(dtype=self.options.dtype, device=self.options.device)
+
+    def _finish(
+        self,
+        model: PreTrainedModel,
+        before: dict[str, int],
+        data: RunData,
+        reference: Reference,
+        workspace: Workspace,
+        started: float,
+    ) -> Result:
+        rows = workspace.rows
+        size = size_of(model)
+        fidelity = rows[-1]["fidelity"] if rows else reference.compare(model)
+        warnings = [*self.warnings, *(warning for row in rows for warning in row["warnings"])]
+        warnings += domain_warnings(fidelity)
+        result = Result(
+            output=None if self.output is None else str(self.output),
+            native=read_layout(model) == [],
+            steps=rows,
+            before=before,
+            after={"parameters": size.parameters, "disk_bytes": size.bytes},
+            reload_max_abs_diff=None,
+            fidelity=fidelity,
+            warnings=list(dict.fromkeys(warnings)),
+            seconds=0.0,
+            recipe=self.recipe.to_dict(),
+            source="" if self.source is None else str(self.source.spec),
+            model=model,
+        )
+        if self.output is not None and self.source is not None:
+            self.listener.progress(1.0, "saving and reopening in a fresh process")
+            publish(result, self.recipe, self.source, self.output, data, reference, self.options, started)
+        result.seconds = round(time.perf_counter() - started, 2)
+        return result

@@ -1,0 +1,94 @@
+"""The state between steps, on disk beside the output, so that a killed ``apply`` resumes at the last finished one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from compresskit import __version__
+from compresskit.checkpoint.load import load_model
+from compresskit.checkpoint.save import save_checkpoint
+from compresskit.errors import UsageError
+
+STATE = "state.json"
+
+
+class Workspace:
+    """The folder ``OUT.ck-work``: ``state.json``, the model after the last finished step, and scratch space.
+
+    Args:
+        output: where the result will go; None keeps no state (the caller wants the model only).
+        identity: what must be equal for a resume: hashes of recipe and model, seed, versions.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, keep_steps: bool) -> None:
+        self.folder = folder
+        self.identity = {**identity, "compresskit": __version__}
+        self.keep_steps = keep_steps
+        self.rows: list[dict[str, Any]] = []
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for caches; removed with the workspace."""
+        path = self.folder / "scratch"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def start(self, *, resume: bool) -> int:
+        """Prepare the folder; the number of steps that are already done.
+
+        Raises:
+            UsageError: CK-U012 with ``resume`` but nothing to resume; CK-U013 if recipe, model, seed or versions
+                changed since.
+        """
+        state = self.folder / STATE
+        if not resume:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True)
+            return 0
+        if not state.is_file():
+            raise UsageError(
+                "CK-U012", "there is no interrupted run to resume", where=str(self.folder), fix="run without --resume"
+            )
+        saved = json.loads(state.read_text())
+        changed = [
+            f"{key}: {saved['identity'].get(key)} then, {value} now"
+            for key, value in self.identity.items()
+            if saved["identity"].get(key) != value
+        ]
+        if changed:
+            raise UsageError(
+                "CK-U013",
+                "the interrupted run was another one",
+                where=str(self.folder),
+                why="; ".join(changed),
+                fix="run without --resume to start anew",
+            )
+        self.rows = list(saved["rows"])
+        return len(self.rows)
+
+    def load(self) -> PreTrainedModel:
+        """The model after the last finished step."""
+        return load_model(self.folder / f"step-{len(self.rows)}")
+
+    def finish_step(self, model: PreTrainedModel, row: dict[str, Any]) -> None:
+        """Record a finished step: first the model, then the state that names it, then the older model goes."""
+        self.rows.append(row)
+        if not self.keep_steps:
+            return
+        number = len(self.rows)
+        save_checkpoint(model, self.folder / f"step-{number}", source=None, extra_files={}, overwrite=True)
+        partial = self.folder / f"{STATE}.partial"
+        partial.write_text(json.dumps({"identity": self.identity, "rows": self.rows}))
+        partial.replace(self.folder / STATE)
+        shutil.rmtree(self.folder / f"step-{number - 1}", ignore_errors=True)
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)

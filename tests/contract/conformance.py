@@ -1,0 +1,117 @@
+"""The conformance suite's own vocabulary: options that make every method do something, or nothing, on tiny models."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from compresskit import registry
+from compresskit.core import surgery
+from compresskit.core.compressor import Compressor
+from compresskit.core.context import Batch, Context
+from compresskit.core.targets import Resolution, resolve
+from compresskit.errors import RecipeError
+from tests import models
+
+ARCHITECTURES = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "qwen2", "qwen3", "t5", "t5encoder")
+
+# Options with which each method must change a tiny model. A new method joins the suite by a line here.
+ACTIVE: dict[str, dict[str, Any]] = {
+    "pruning.ffn": {"keep": 0.5},
+    "pruning.heads": {"keep": 0.5},
+    "pruning.layers": {"keep": 0.67},
+    "quantization.int8": {},
+    "quantization.embedding": {"bits": 8},
+    "distillation.logits": {"steps": 2, "batch": 4},
+    "distillation.embeddings": {"steps": 2, "batch": 4},
+    "sharing.layers": {"groups": [[1, 2]]},
+    "decomposition.svd": {"ratio": 0.5},
+    "attention.window": {"window": 3},
+    "attention.linear": {},
+}
+
+# Options that ask for nothing: outputs must stay within 1e-5. Methods that have no such option are named with None.
+NOTHING: dict[str, dict[str, Any] | None] = {
+    "pruning.ffn": {"keep": 1.0},
+    "pruning.heads": {"keep": 1.0},
+    "pruning.layers": {"keep": 1.0},
+    "quantization.int8": None,
+    "quantization.embedding": None,
+    "distillation.logits": None,
+    "distillation.embeddings": None,
+    "sharing.layers": None,
+    "decomposition.svd": {"ratio": 1.0},
+    "attention.window": {"window": 512},
+    "attention.linear": None,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A method on a model: the model after it, or the sentence with which it was refused."""
+
+    model: PreTrainedModel
+    sites: Resolution | None
+    refused: str | None
+    warnings: list[str]
+
+
+def head_of(name: str) -> models.Task:
+    """The class to test an architecture with: decoders and T5 with their language head, encoders as they are."""
+    return "lm" if name in models.DECODERS or name == "t5" else "base"
+
+
+def model_of(name: str) -> PreTrainedModel:
+    """The tiny model of an architecture."""
+    return models.tiny(name, task=head_of(name))
+
+
+def batches_of(name: str, count: int = 4) -> list[Batch]:
+    """Padded calibration batches."""
+    return [models.inputs(name, batch=4, length=12, padded=True, seed=seed) for seed in range(count)]
+
+
+TEXTS = ["the small cat sat on the mat", "a good book", "we like it not", "the big dog runs fast in the film", "bad mat"]
+
+
+def context_for(name: str, original: PreTrainedModel, work: Path, warnings: list[str]) -> Context:
+    """A context as the pipeline makes it."""
+    return Context(
+        calibration=batches_of(name),
+        texts=TEXTS * 4,
+        tokenizer=models.tokenizer(),
+        teacher=lambda: copy.deepcopy(original).eval(),
+        work=work,
+        warn=warnings.append,
+    )
+
+
+def run(method_name: str, options: dict[str, Any], name: str, work: Path) -> Outcome:
+    """Apply a method to the tiny model of an architecture, or learn why not."""
+    original = model_of(name)
+    model = copy.deepcopy(original)
+    method = registry.method(method_name).model_validate(options)
+    return apply_method(method, model, original, name, work)
+
+
+def apply_method(
+    method: Compressor, model: PreTrainedModel, original: PreTrainedModel, name: str, work: Path
+) -> Outcome:
+    """Resolve, apply, sync: what the pipeline does of a step, without its checks."""
+    warnings: list[str] = []
+    try:
+        found = resolve(model, method)
+    except RecipeError as error:
+        if error.code != "CK-T014":
+            raise
+        return Outcome(model, None, error.why, warnings)
+    torch.manual_seed(0)
+    returned = method.apply(model, found.sites, context_for(name, original, work, warnings))
+    model = (returned if returned is not None else model).eval()
+    surgery.sync_config(model)
+    return Outcome(model, found, None, warnings)
