@@ -18,20 +18,23 @@ class CompressKitError(Exception):
         where: file, line, module path or tensor name.
         why: the cause, where it isn't plain from ``what``.
         fix: what the user can do.
+        excerpt: the lines of the user's file that are meant, with a caret below; for people, not in ``where``.
     """
 
     exit_code: ClassVar[int] = 70
 
-    def __init__(self, code: str, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
+    def __init__(
+        self, code: str, what: str, *, where: str = "", why: str = "", fix: str = "", excerpt: str = ""
+    ) -> None:
         super().__init__(what)
-        self.code, self.what, self.where, self.why, self.fix = code, what, where, why, fix
+        self.code, self.what, self.where, self.why, self.fix, self.excerpt = code, what, where, why, fix, excerpt
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.to_dict()))
+        return (_rebuild, (type(self), self.to_dict(), self.excerpt))
 
     def __str__(self) -> str:
         lines = [f"error[{self.code}]: {self.what}"]
-        for label, text in ((" --> ", self.where), (" why: ", self.why), (" fix: ", self.fix)):
+        for label, text in ((" --> ", self.where), ("", self.excerpt), (" why: ", self.why), (" fix: ", self.fix)):
             if text:
                 lines.append(label + text)
         return "\n".join(lines)
@@ -41,8 +44,8 @@ class CompressKitError(Exception):
         return {"code": self.code, "what": self.what, "where": self.where, "why": self.why, "fix": self.fix}
 
 
-def _rebuild(kind: type[CompressKitError], parts: dict[str, str]) -> CompressKitError:
-    return kind(parts["code"], parts["what"], where=parts["where"], why=parts["why"], fix=parts["fix"])
+def _rebuild(kind: type[CompressKitError], parts: dict[str, str], excerpt: str) -> CompressKitError:
+    return kind(parts["code"], parts["what"], where=parts["where"], why=parts["why"], fix=parts["fix"], excerpt=excerpt)
 
 
 class GateError(CompressKitError):
@@ -108,7 +111,7 @@ class RecipeErrors(RecipeError):
 
     def __init__(self, errors: list[RecipeError]) -> None:
         first = errors[0]
-        super().__init__(first.code, first.what, where=first.where, why=first.why, fix=first.fix)
+        super().__init__(first.code, first.what, where=first.where, why=first.why, fix=first.fix, excerpt=first.excerpt)
         self.errors = errors
 
     def __reduce__(self) -> tuple[Any, ...]:
