@@ -134,7 +134,8 @@ def resolve(
     return _without_refused(model, method, chosen, prefix, strict)
 
 
-def _matches(pattern: str, site: Site, prefix: str) -> bool:
+def matching(pattern: str, site: Site, prefix: str) -> bool:
+    """Whether ``pattern`` names ``site``."""
     names = [site.path, *site.members]
     return any(_matches_name(pattern, name, prefix) for name in names)
 
@@ -162,7 +163,7 @@ def _select(method: Compressor, sites: list[Site], prefix: str, taken: Mapping[s
         return chosen
     picked: dict[int, Site] = {}
     for pattern in method.targets:
-        hits = [(index, site) for index, site in enumerate(sites) if _matches(pattern, site, prefix)]
+        hits = [(index, site) for index, site in enumerate(sites) if matching(pattern, site, prefix)]
         if not hits:
             raise _no_match("CK-T010", "target", pattern, method, sites, prefix, taken)
         picked.update(hits)
@@ -202,9 +203,9 @@ def _no_match(
 
 def _without_ignored(method: Compressor, chosen: list[Site], sites: list[Site], prefix: str) -> list[Site]:
     for pattern in method.ignore:
-        if not any(_matches(pattern, site, prefix) for site in sites):
+        if not any(matching(pattern, site, prefix) for site in sites):
             raise _no_match("CK-T011", "ignore", pattern, method, sites, prefix, {})
-    left = [site for site in chosen if not any(_matches(pattern, site, prefix) for pattern in method.ignore)]
+    left = [site for site in chosen if not any(matching(pattern, site, prefix) for pattern in method.ignore)]
     if not left:
         raise RecipeError(
             "CK-T012", f"every target of {method.full_name()} is ignored", fix="loosen `ignore` or drop the step"

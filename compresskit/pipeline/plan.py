@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -195,10 +196,38 @@ def order_warnings(recipe: Recipe) -> list[str]:
     return found
 
 
-def load_plan(text: str) -> Plan:
-    """Parse the text of a plan file."""
+def save_plan(made: Plan, path: Path) -> None:
+    """Write ``made`` for a later ``apply``."""
+    path.write_text(json.dumps(made.to_dict(), indent=1) + "\n")
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        UsageError: CK-U011 if it can't be read, isn't JSON, or is of another version.
+    """
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError("CK-U011", "the plan file is not JSON", why=str(error)) from error
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError("CK-U011", "the plan can't be read", where=str(path), why=str(error)) from error
+    if not isinstance(data, dict):
+        raise UsageError("CK-U011", "the plan is no JSON object", where=str(path))
     return Plan.from_dict(data)
+
+
+def require_same(made: Plan, expected: Plan) -> None:
+    """Refuse to run when the model or the recipe is no longer what the plan was made for.
+
+    Raises:
+        UsageError: CK-U016.
+    """
+    for what, now, then in (
+        ("model", made.model_fingerprint, expected.model_fingerprint),
+        ("recipe", made.recipe_hash, expected.recipe_hash),
+    ):
+        if now != then:
+            raise UsageError(
+                "CK-U016", f"the plan was made for another {what}", why=f"sha256 {then[:12]} then, {now[:12]} now",
+                fix="make a new plan",
+            )  # fmt: skip

@@ -6,10 +6,9 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-
+from compresskit.bench.quick import compare
 from compresskit.checkpoint.prove import reload_and_run
 from compresskit.checkpoint.save import add_files, save_checkpoint
 from compresskit.checkpoint.source import Source
@@ -23,15 +22,6 @@ from compresskit.report.card import model_card
 from compresskit.tasks.fidelity import Reference, outputs_of
 
 DOMAIN_GAP = 0.02
-
-
-class RunOptions(Protocol):
-    """What publishing needs of the run's options."""
-
-    overwrite: bool
-    max_drop: float | None
-    threads: int | None
-    seed: int
 
 
 def publish(
@@ -72,6 +62,23 @@ def publish(
             why="the result is kept there with its report, and the output was not touched",
             fix="loosen the gate, ask for less compression, or add a recovery step",
         )
+
+
+def _measured(result: Result, source: Source, folder: Path, recipe: Recipe) -> dict[str, Measured]:
+    """Everything that a gate may ask about. Quality is the task's where there is one, else fidelity to the source."""
+    kept = result.fidelity.get("cosine_mean", result.fidelity.get("top1_agreement", float("nan")))
+    measured = {
+        "size": Measured(result.after["disk_bytes"], result.before["disk_bytes"], "bytes"),
+        "parameters": Measured(result.after["parameters"], result.before["parameters"]),
+        "fidelity": Measured(kept, 1.0, "fraction"),
+        "quality": Measured(kept, 1.0, "fraction"),
+    }
+    if result.quality is not None:
+        measured["quality"] = Measured(result.quality["after"], result.quality["before"], "points")
+    if any(gate.metric == "latency.p50" for gate in recipe.gates):
+        rows = compare([str(source.path), str(folder)])
+        measured["latency.p50"] = Measured(rows[1].p50_ms / 1e3, rows[0].p50_ms / 1e3, "seconds")
+    return measured
 
 
 def _prove(result: Result, folder: Path, data: RunData) -> None:

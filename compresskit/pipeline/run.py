@@ -24,7 +24,7 @@ from compresskit.core.context import Context
 from compresskit.errors import UsageError
 from compresskit.pipeline.data import RunData, prepare
 from compresskit.pipeline.ledger import size_of
-from compresskit.pipeline.plan import Plan, make_plan, recipe_hash
+from compresskit.pipeline.plan import Plan, make_plan, recipe_hash, require_same
 from compresskit.pipeline.publish import domain_warnings, publish
 from compresskit.pipeline.result import Result
 from compresskit.pipeline.steps import StepRunner
@@ -91,6 +91,7 @@ def apply(
     tokenizer: Any = None,
     options: Options | None = None,
     listener: Listener | None = None,
+    expected: Plan | None = None,
 ) -> Result:
     """Run ``recipe`` on ``model``; with ``output``, save, reload in a fresh process and prove it.
 
@@ -100,6 +101,7 @@ def apply(
         recipe: a path, a mapping, or a ``Recipe``.
         output: the folder to make.
         tokenizer: for a loaded model.
+        expected: a saved plan; another model or recipe than it was made for is refused.
 
     Returns:
         Result: with ``.model`` the live compressed model.
@@ -115,14 +117,14 @@ def apply(
     if isinstance(model, PreTrainedModel):
         if output is not None:
             raise UsageError("CK-U014", "a loaded model has no files to travel along", fix="give the checkpoint's path")
-        return _Run(parsed, None, None, options, listener).execute(model, tokenizer)
+        return _Run(parsed, None, None, options, listener, expected).execute(model, tokenizer)
     source = _open(model, parsed, options)
     target = None if output is None else Path(output)
     with ExitStack() as stack:
         if target is not None:
             check_output(target, source=source, overwrite=options.overwrite)
             stack.enter_context(output_lock(target))
-        run = _Run(parsed, source, target, options, listener)
+        run = _Run(parsed, source, target, options, listener, expected)
         return run.execute(source.load_model(dtype=options.dtype, device=options.device), source.load_tokenizer())
 
 
@@ -130,15 +132,23 @@ class _Run:
     """One run of one recipe."""
 
     def __init__(
-        self, recipe: Recipe, source: Source | None, output: Path | None, options: Options, listener: Listener
+        self,
+        recipe: Recipe,
+        source: Source | None,
+        output: Path | None,
+        options: Options,
+        listener: Listener,
+        expected: Plan | None,
     ) -> None:
         self.recipe, self.source, self.output = recipe, source, output
-        self.options, self.listener = options, listener
+        self.options, self.listener, self.expected = options, listener, expected
         self.warnings: list[str] = []
 
     def execute(self, model: PreTrainedModel, tokenizer: Any) -> Result:
         started = time.perf_counter()
         made = make_plan(model, self.recipe, self.source, strict=self.options.strict)
+        if self.expected is not None:
+            require_same(made, self.expected)
         self.listener.plan(made)
         self.warnings += made.warnings
         before = {"parameters": size_of(model).parameters, "disk_bytes": self._disk_before(model)}

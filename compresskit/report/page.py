@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from compresskit.errors import DataError
 from compresskit.report.card import NOT_MEASURED
 from compresskit.report.numbers import fidelity_text, megabytes
 from compresskit.report.tables import STEP_COLUMNS, step_rows, summary_rows
@@ -40,3 +43,20 @@ def apply_page(result: dict[str, Any]) -> str:
         recipe=yaml.safe_dump(result["recipe"], sort_keys=False, allow_unicode=True),
         not_measured=NOT_MEASURED,
     )
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """The content of ``report.json`` of a compressed checkpoint.
+
+    Raises:
+        DataError: CK-D040, if there is none, or it is not one of ours.
+    """
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError("CK-D040", "there is no readable report", where=str(file), why=str(error)) from error
+    missing = {"before", "after", "steps", "fidelity", "warnings", "recipe", "source", "gates"} - set(content or ())
+    if not isinstance(content, dict) or missing:
+        raise DataError("CK-D040", "this is not the report of an apply", where=str(file), why=f"without {sorted(missing)}")
+    return content

@@ -1,0 +1,23 @@
+"""Options that several verbs share, with one wording each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="a folder, a hub id, or pkg:NAME for an installed model package")
+]
+Device = Annotated[str, typer.Option("--device", help="cpu or cuda")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="load as float32, bfloat16 or float16; default: as stored")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="threads of every computation")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="every random choice derives from it")]
+Revision = Annotated[str | None, typer.Option("--revision", help="commit or branch of a hub model")]
+Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="import an installed plug-in; repeatable")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="run the model's own code; needs --revision with a full commit")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="treat skipped sites and settings without effect as errors")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object, last on stdout")]
