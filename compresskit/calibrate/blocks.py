@@ -1,0 +1,156 @@
+"""Calibration block by block: the inputs that the already compressed part gives, without running it again.
+
+A method with ``walk = "block"`` is called once a block. The blocks before it have been compressed by then, and their
+output is all that the rest of the model sees of them. It is kept per batch, and handed to the model in their place:
+embeddings, masks and position biases are still computed by the model itself, so that the result is that of a full run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compresskit.calibrate.forward import PostHook, evaluating, hidden_of, hooked, run, stop_here
+from compresskit.core import anatomy
+from compresskit.core.context import Batch
+from compresskit.errors import InternalError
+
+
+class BlockCalibration(Sequence[Batch]):
+    """Batches that know how far the walk has come.
+
+    It is a plain sequence of batches for whoever doesn't care; statistics of modules inside the entered block cost one
+    run of that block. A stack that runs its blocks several times (ALBERT) is run in full each time.
+
+    Args:
+        batches: padded batches of model inputs.
+    """
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches = list(batches)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._order: tuple[str, ...] = ()
+        self._current: str | None = None
+        self._stored: dict[str, list[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | Sequence[Batch]:
+        return self._batches[index]
+
+    @property
+    def current(self) -> str | None:
+        """Path of the block that was entered last."""
+        return self._current
+
+    def enter(self, model: PreTrainedModel, block_path: str) -> None:
+        """Come to the block at ``block_path``; blocks before it are taken as they now are, and never run again.
+
+        Blocks may be entered in the model's order only; going back starts anew.
+
+        Raises:
+            InternalError: CK-D014 for a path that is no block.
+        """
+        stacks = anatomy.of(model).stacks
+        order = tuple(block.path for stack in stacks for block in stack.blocks)
+        if block_path not in order:
+            raise InternalError("CK-D014", "there is no such block to calibrate", where=block_path)
+        if any(stack.repeats > 1 for stack in stacks):
+            self._order, self._current = order, None
+            return
+        if order != self._order or (self._current and order.index(block_path) < order.index(self._current)):
+            self._forget()
+        self._order = order
+        if block_path != self._current:
+            self._advance(model, stacks, block_path)
+            self._current = block_path
+
+    def _advance(self, model: PreTrainedModel, stacks: Sequence[anatomy.Stack], target: str) -> None:
+        """Store the outputs that stand for all blocks before ``target``: one a finished stack, one in its own."""
+        needed: list[str] = []
+        for stack in stacks:
+            paths = [block.path for block in stack.blocks]
+            if target in paths:
+                needed += paths[max(0, paths.index(target) - 1) : paths.index(target)]
+                break
+            needed.append(paths[-1])
+        missing = [path for path in needed if path not in self._stored]
+        if missing:
+            fresh: dict[str, list[Any]] = {path: [] for path in missing}
+            hooks: dict[str, PostHook] = {path: _keeper(fresh[path], stop=path == missing[-1]) for path in missing}
+            with evaluating(model), torch.no_grad(), self._skipping(model) as place, hooked(model, after=hooks):
+                for index, batch in enumerate(self._batches):
+                    place(index)
+                    run(model, batch)
+            self._stored.update(fresh)
+        own = target.rpartition(".")[0]
+        for path in list(self._stored):
+            if path not in needed:
+                del self._stored[path]
+            elif path.rpartition(".")[0] != own:
+                self._stored[path] = [_without_biases(output) for output in self._stored[path]]
+
+    def holds(self, paths: Sequence[str]) -> bool:
+        """Whether all ``paths`` lie in the entered block."""
+        return self._current is not None and all(path.startswith(f"{self._current}.") for path in paths)
+
+    def run(self, model: PreTrainedModel, index: int) -> None:
+        """Run the entered block, and nothing behind it, on batch ``index``; hooks inside it see its true inputs."""
+        if self._current is None:
+            raise InternalError("CK-D014", "no block has been entered")
+        with self._skipping(model) as place, hooked(model, after={self._current: stop_here}):
+            place(index)
+            run(model, self._batches[index])
+
+    @contextmanager
+    def _skipping(self, model: PreTrainedModel) -> Iterator[Any]:
+        """Inside, blocks whose output is stored, and those before them in their stack, give it without running."""
+        position = [0]
+        patched = []
+
+        def stand_in(outputs: list[Any]) -> Any:
+            return lambda *_args, **_kwargs: outputs[position[0]]
+
+        def place(index: int) -> None:
+            position[0] = index
+
+        try:
+            for path, outputs in self._stored.items():
+                stack = path.rpartition(".")[0]
+                for other in self._order[: self._order.index(path) + 1]:
+                    if other.rpartition(".")[0] == stack:
+                        block = model.get_submodule(other)
+                        block.forward = stand_in(outputs)
+                        patched.append(block)
+            yield place
+        finally:
+            for block in patched:
+                del block.forward
+
+
+def _keeper(outputs: list[Any], *, stop: bool) -> PostHook:
+    def keep(_module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
+        outputs.append(output)
+        if stop:
+            stop_here()
+
+    return keep
+
+
+def _without_biases(output: Any) -> Any:
+    """Of a finished stack only the hidden states matter; T5's position biases are (B, H, T, T) each."""
+    if isinstance(output, Tensor):
+        return output
+    return (hidden_of(output), *(None for _ in output[1:]))
