@@ -7,7 +7,8 @@ the stock loader of transformers fills its parameters.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ class CompressedLayer(nn.Module):
     """
 
     kind: ClassVar[str]
+    keeps_dtype: ClassVar[frozenset[str]] = frozenset()
+    """Names of own floating parameters and buffers (scales) that no ``.to(dtype)``, ``.half()`` … may change."""
 
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
@@ -37,6 +40,21 @@ class CompressedLayer(nn.Module):
 
         transformers reads ``module.weight`` in places (GPT-2's ``_init_weights``, T5's dtype check).
         """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        tables: tuple[dict[str, Any], ...] = (self._parameters, self._buffers)
+        before = {
+            name: table[name].detach()
+            for table in tables
+            for name in self.keeps_dtype & set(table)
+            if table[name] is not None
+        }
+        super()._apply(fn, recurse)
+        for table in tables:
+            for name in before.keys() & set(table):
+                if table[name].dtype != before[name].dtype:
+                    table[name].data = before[name].to(table[name].device)
+        return self
 
     def parameter_count(self) -> int:
         """Numbers of the model that this layer itself stands for, children left out; scales don't count."""
