@@ -205,7 +205,7 @@ class _Reader:
                 "CK-R014",
                 f"{method.full_name()} doesn't train, so it repairs nothing",
                 path,
-                key=True,
+                key=path[-1] == method.full_name(),
                 fix="recover by a method that trains, such as distillation.embeddings",
             )
             return None
@@ -215,7 +215,7 @@ class _Reader:
         try:
             cls = registry.method(name)
         except RecipeError as error:
-            self._add(error.code, error.what, path, key=True, why=error.why, fix=error.fix)
+            self._add(error.code, error.what, path, key=path[-1] == name, why=error.why, fix=error.fix)
             return None
         return self._model(cls, options, path)
 
@@ -246,6 +246,7 @@ class _Reader:
                 continue
             name = dotted(inner)
             wanted = " or ".join(dict.fromkeys(_sentence(item["type"], item["msg"]) for item in items))
+            wanted = wanted.replace(" or must be ", " or ")
             if items[0]["type"] == "missing":
                 self._wrong(path, f"`{name}` of {owner} is missing")
             elif not inner:
@@ -289,10 +290,11 @@ def _sentence(kind: str, message: str) -> str:
     """pydantic's message in our words: ``must be …``."""
     if kind == "value_error":
         return message.removeprefix("Value error, ")
-    message = re.sub(r"^Input should be (a )?valid ", lambda match: f"must be {match[1] or ''}", message)
-    message = message.replace("Input should be", "must be").replace("Input should", "must")
-    message = message.replace("must be list", "must be a list").replace("must be an object", "must be a mapping")
-    return message.replace("String should", "must").replace("must be string", "must be text")
+    message = re.sub("^(?:Input|String|Array|List|Tuple|Set) should", "must", message).replace("a valid ", "a ")
+    words = {"a array": "a list", "an object": "a mapping", "a string": "text", "a boolean": "true or false"}
+    for jargon, plain in words.items():
+        message = message.replace(f"must be {jargon}", f"must be {plain}")
+    return message.replace("a integer", "an integer")
 
 
 def _short(value: Any) -> str:

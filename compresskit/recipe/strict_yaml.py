@@ -122,9 +122,27 @@ def _place(event: yaml.Event, text: Text) -> Place:
     return Place(start.line, start.column, max(1, stop - start.column))
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's scanner looks ahead for keys, in time quadratic in the open brackets: too many end it here."""
+
+    def __init__(self, text: str, lines: Text) -> None:
+        super().__init__(text)
+        self.lines = lines
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        mark = self.get_mark()
+        if self.flow_level >= MAX_DEPTH:
+            raise _too_deep(self.lines, Place(mark.line, mark.column))
+        super().fetch_flow_collection_start(token)
+
+
+def _too_deep(lines: Text, place: Place) -> RecipeError:
+    return _problem(lines, place, "CK-R002", f"the recipe is nested deeper than {MAX_DEPTH} levels")
+
+
 def _events(text: str, lines: Text) -> Iterator[yaml.Event]:
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text, lines)
     except yaml.reader.ReaderError as error:
         raise _forbidden_character(text, lines, error) from error
     try:
@@ -277,7 +295,7 @@ class _Builder:
     def _open(self, event: yaml.CollectionStartEvent) -> None:
         place = self._check(event)
         if len(self.frames) >= MAX_DEPTH:
-            raise _problem(self.text, place, "CK-R002", f"the recipe is nested deeper than {MAX_DEPTH} levels")
+            raise _too_deep(self.text, place)
         if self._expects_key():
             raise self._refused(event, "a key that is a list or a mapping")
         container: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []

@@ -17,6 +17,16 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+_LINE_BREAKS = re.compile(r"[\n\r\x85\u2028\u2029\ufeff]")
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Other styles fold line breaks, and not all of them back to what they were.
+    style = '"' if _LINE_BREAKS.search(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
 _NUMBER = re.compile(rf"(?:{INTEGER.pattern}|{FLOAT.pattern}|{NOT_FINITE.pattern})\Z")
 # The tag is never written: a match only tells the emitter that plain text would be misread.
 _Dumper.add_implicit_resolver("tag:compresskit:number", _NUMBER, list("-+.0123456789"))
