@@ -109,12 +109,12 @@ def _halves(
 ) -> list[Row]:
     """The first half of each text for the encoder, the second for the decoder, each at most ``max_length``."""
     plain = tokenizer(list(texts), truncation=True, max_length=2 * max_length, add_special_tokens=False)["input_ids"]
-    extra = tokenizer.num_special_tokens_to_add(pair=False)
+    before, after = _frame(tokenizer)
     start = decoder_start(model)
     rows = []
     for ids in plain:
         middle = (len(ids) + 1) // 2
-        source = tokenizer.build_inputs_with_special_tokens(ids[: min(middle, max_length - extra)])
+        source = [*before, *ids[: min(middle, max_length - len(before) - len(after))], *after]
         target = [start, *ids[middle : middle + max_length - 1]]
         rows.append(
             {
@@ -125,6 +125,14 @@ def _halves(
             }
         )
     return rows
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    whole: list[int] = tokenizer("a")["input_ids"]
+    plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    at = next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
+    return whole[:at], whole[at + len(plain) :]
 
 
 def decoder_start(model: PreTrainedModel) -> int:
@@ -196,24 +204,31 @@ def random_batches(
     model: PreTrainedModel,
     *,
     samples: int = 8,
-    length: int = 16,
+    max_length: int = 16,
     batch_size: int = 4,
     seed: int = 0,
     ragged: bool = True,
 ) -> list[dict[str, Tensor]]:
     """Batches of random tokens, for models without a tokenizer; only where someone asks for them.
 
+    Each row ends with the end token, and has it nowhere else, where the config names one.
+
     Fidelity on such text says little: real text excites other directions of the model.
     """
     generator = torch.Generator().manual_seed(seed)
     size = vocabulary_size(model)
     double = "decoder_input_ids" in accepted(model) and bool(getattr(model.config, "is_encoder_decoder", False))
-    length = min(length, longest_input(model))
+    length = min(max_length, longest_input(model))
+
+    end = getattr(model.config, "eos_token_id", None)
+    ends = [end] if isinstance(end, int) else list(end or ())
 
     def ids() -> list[int]:
         low = max(2, length // 2) if ragged else length
         tokens = int(torch.randint(low, length + 1, (), generator=generator))
-        return torch.randint(0, size, (tokens,), generator=generator).tolist()
+        drawn = torch.randint(0, size, (tokens,), generator=generator).tolist()
+        plain = [token if token not in ends else (max(ends) + 1) % size for token in drawn]
+        return [*plain[:-1], *ends[:1]] if ends else plain
 
     rows: list[Row] = []
     for _ in range(samples):
@@ -251,14 +266,14 @@ def _refuse_foreign_ids(rows: Sequence[Row], model: PreTrainedModel) -> None:
         for name in ("input_ids", "decoder_input_ids"):
             ids = row.get(name)
             if ids and not 0 <= min(ids) <= max(ids) < size:
-                raise _foreign(index, max(ids) if max(ids) >= size else min(ids), size)
+                raise _foreign(f"text {index} (from 0)", max(ids) if max(ids) >= size else min(ids), size)
 
 
-def _foreign(row: int, token: int, size: int) -> DataError:
+def _foreign(where: str, token: int, size: int) -> DataError:
     return DataError(
         "CK-D006",
         f"token {token} lies outside the model's vocabulary of {size}",
-        where=f"row {row} (from 0)",
+        where=where,
         why="the tokenizer belongs to another model, or tokens were added to it",
         fix="use the tokenizer that the model was trained with",
     )
@@ -291,7 +306,8 @@ def check_batches(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
         if ids is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
             rows = ((ids < 0) | (ids >= size)).any(1).nonzero()
             bad = ids[int(rows[0])]
-            raise _foreign(int(rows[0]), int(bad.max() if bad.max() >= size else bad.min()), size)
+            worst = int(bad.max() if bad.max() >= size else bad.min())
+            raise _foreign(f"{where}, row {int(rows[0])}", worst, size)
 
 
 def _problem(name: str, tensor: Any) -> str | None:

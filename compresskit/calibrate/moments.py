@@ -169,7 +169,7 @@ def input_moments(
     before: dict[str, PreHook] = {path: recorder.hook(path) for path in wanted}
     _passes(model, batches, before, recorder.start, progress, stop_after, wanted)
     reached = recorder.own.keys() | recorder.followed.keys()
-    _refuse_unreached([path for path in wanted if path not in reached or recorder.result([path])[path].count == 0])
+    refuse_unreached([path for path in wanted if path not in reached or recorder.result([path])[path].count == 0])
     result = recorder.result(wanted)
     for path, moments in result.items():
         if not bool(torch.isfinite(moments.square_sum).all()):
@@ -206,7 +206,8 @@ def _passes(
                 progress((index + 1) / len(batches), "calibration")
 
 
-def _refuse_unreached(paths: Sequence[str]) -> None:
+def refuse_unreached(paths: Sequence[str]) -> None:
+    """Raise CK-D011 if ``paths``, modules that no batch reached, is not empty."""
     if paths:
         raise DataError(
             "CK-D011",
@@ -250,7 +251,7 @@ def input_samples(
         current[0] = batch
 
     _passes(model, batches, {path: hook(path) for path in found}, start, None, stop_after, list(found))
-    _refuse_unreached([path for path, rows in found.items() if not rows])
+    refuse_unreached([path for path, rows in found.items() if not rows])
     return {path: torch.cat(rows)[:limit] for path, rows in found.items()}
 
 
@@ -287,5 +288,5 @@ def block_similarities(
             run(model, batch)
             if progress is not None:
                 progress((index + 1) / len(batches), "block influence")
-    _refuse_unreached([path for path, (_, count) in sums.items() if count == 0])
+    refuse_unreached([path for path, (_, count) in sums.items() if count == 0])
     return {path: 1.0 - total / count for path, (total, count) in sums.items()}

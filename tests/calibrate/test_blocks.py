@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from compresskit.calibrate.batches import random_batches
+from compresskit.calibrate.blocks import BlockCalibration
+from compresskit.calibrate.moments import input_moments
+from compresskit.core import anatomy
+from compresskit.errors import InternalError
+from tests import models
+
+
+def damage(model: nn.Module, block: anatomy.Block) -> None:
+    """What a method would do to a block: change its weights."""
+    with torch.no_grad():
+        for parameter in model.get_submodule(block.path).parameters():
+            parameter.mul_(0.9)
+
+
+def test_statistics_are_those_of_a_full_run_with_the_compressed_prefix(family: str) -> None:
+    model = models.tiny(family)
+    batches = random_batches(model, samples=6, max_length=10, batch_size=3)
+    walk = BlockCalibration(batches)
+    for block in anatomy.of(model).blocks:
+        walk.enter(model, block.path)
+        paths = [*block.attentions[0].members, *block.ffns[0].members]
+        cached, full = (input_moments(model, paths, each) for each in (walk, batches))
+        for path in paths:
+            torch.testing.assert_close(cached[path].gram, full[path].gram, rtol=1e-6, atol=1e-6)
+            assert cached[path].count == full[path].count
+        damage(model, block)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["bert", "t5"])
+def test_blocks_may_be_passed_over(name: str) -> None:
+    model = models.tiny(name)
+    batches = random_batches(model, samples=4, max_length=8)
+    walk = BlockCalibration(batches)
+    last = anatomy.of(model).blocks[-1]
+    for block in (anatomy.of(model).blocks[0], last):
+        walk.enter(model, block.path)
+        damage(model, block)
+    path = last.ffns[0].output
+    torch.testing.assert_close(
+        input_moments(model, [path], walk)[path].gram, input_moments(model, [path], batches)[path].gram
+    )
+
+
+def test_only_the_entered_block_is_run() -> None:
+    model = models.tiny("bert")
+    walk = BlockCalibration(random_batches(model))
+    walk.enter(model, "encoder.layer.1")
+    runs: list[int] = []
+    for index, layer in enumerate(model.encoder.layer):
+        # A hook on the inside tells a run of the block from the stand-in for its output.
+        layer.output.register_forward_hook(lambda *_, index=index: runs.append(index))
+    input_moments(model, ["encoder.layer.1.output.dense"], walk)
+    assert set(runs) == {1}
+
+
+def test_going_back_starts_anew() -> None:
+    model = models.tiny("gpt2")
+    batches = random_batches(model)
+    walk = BlockCalibration(batches)
+    walk.enter(model, "h.2")
+    damage(model, anatomy.of(model).blocks[0])
+    walk.enter(model, "h.1")
+    path = "h.1.mlp.c_proj"
+    torch.testing.assert_close(
+        input_moments(model, [path], walk)[path].gram, input_moments(model, [path], batches)[path].gram
+    )
+
+
+def test_modules_outside_the_block_get_a_full_run() -> None:
+    model = models.tiny("bert")
+    batches = random_batches(model)
+    walk = BlockCalibration(batches)
+    walk.enter(model, "encoder.layer.1")
+    assert not walk.holds(["encoder.layer.0.output.dense"])
+    path = "encoder.layer.0.output.dense"
+    torch.testing.assert_close(
+        input_moments(model, [path], walk)[path].gram, input_moments(model, [path], batches)[path].gram
+    )
+
+
+def test_it_is_a_plain_sequence_of_batches() -> None:
+    batches = random_batches(models.tiny("bert"))
+    walk = BlockCalibration(batches)
+    assert len(walk) == len(batches)
+    assert list(walk) == batches
+    assert walk[1:] == batches[1:]
+
+
+def test_an_unknown_block_is_refused() -> None:
+    model = models.tiny("bert")
+    with pytest.raises(InternalError) as caught:
+        BlockCalibration(random_batches(model)).enter(model, "encoder.layer.7")
+    assert caught.value.code == "CK-D014"
