@@ -82,9 +82,18 @@ def compare(
         verdict = "BASELINE" if index == 1 else _verdict((low, high), (noise[0], noise[2]))
         rows.append(
             Row(
-                name, engine, batch, length,
-                statistics.median(cpu[index]), statistics.median(wall[index]), middle, low, high, verdict, size,
-            )  # fmt: skip
+                name,
+                engine,
+                batch,
+                length,
+                statistics.median(cpu[index]),
+                statistics.median(wall[index]),
+                middle,
+                low,
+                high,
+                verdict,
+                size,
+            )
         )
     return rows
 

@@ -25,7 +25,9 @@ def plan_view(plan: dict[str, Any]) -> RenderableType:
         table.add_row(f"  {number}", Text(step["method"]), _sites(step["sites"]), Text(options), Text(tail))
     lines.append(table)
     for step in plan["steps"]:
-        lines += [Text(f"  - {step['method']} leaves {path or 'the model'}: {why}") for path, why in step["skipped"].items()]
+        lines += [
+            Text(f"  - {step['method']} leaves {path or 'the model'}: {why}") for path, why in step["skipped"].items()
+        ]
     lines += [Text(f"  ! {warning}") for warning in plan["warnings"]]
     return Group(*lines)
 
@@ -54,7 +56,10 @@ def result_view(result: dict[str, Any]) -> RenderableType:
     for row in summary_rows(result):
         final.add_row(*(Text(cell) for cell in row))
     lines: list[RenderableType] = [steps, Text(""), final]
-    lines += [Text(f"gate {gate['metric']} {gate['gate']}: {'holds' if gate['passed'] else 'missed'}") for gate in result["gates"]]
+    lines += [
+        Text(f"gate {gate['metric']} {gate['gate']}: {'holds' if gate['passed'] else 'missed'}")
+        for gate in result["gates"]
+    ]
     lines += [Text(f"! {warning}") for warning in result["warnings"]]
     if result["output"]:
         lines.append(Text(f"written to {result['output']}"))

@@ -46,6 +46,11 @@ def _view(rows: list[dict[str, Any]]) -> Any:
     for row in rows:
         ratio = f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
         table.add_row(
-            Text(row["model"]), row["engine"], megabytes(row["disk_bytes"]), f"{row['p50_ms']:.2f}", ratio, row["verdict"]
+            Text(row["model"]),
+            row["engine"],
+            megabytes(row["disk_bytes"]),
+            f"{row['p50_ms']:.2f}",
+            ratio,
+            row["verdict"],
         )
     return table

@@ -38,17 +38,22 @@ def _view(found: dict[str, Any]) -> Any:
         f" {megabytes(found['disk_bytes'])} to serve; {kept}"
     )
     table = Table(box=None, pad_edge=False)
-    for name, side in (("part", "left"), ("kind", "left"), ("parameters", "right"), ("bytes", "right"), ("share", "right"), ("ms", "right"), ("layers", "left")):  # fmt: skip
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for name in ("part", "kind", "parameters", "bytes", "share", "ms", "layers"):
+        table.add_column(name, justify="right" if name in ("parameters", "bytes", "share", "ms") else "left")
     total = max(1, found["weight_bytes"])
     for part in found["parts"]:
         inner = "  " if part["kind"] in ("attention", "ffn") else ""
         milliseconds = "" if part["milliseconds"] is None else f"{part['milliseconds']:.2f}"
         layers = ", ".join(f"{count} {name}" for name, count in sorted(part["layers"].items()))
         table.add_row(
-            Text(inner + part["path"]), part["kind"], millions(part["parameters"]), megabytes(part["bytes"]),
-            f"{100 * part['bytes'] / total:.1f} %", milliseconds, Text(layers),
-        )  # fmt: skip
+            Text(inner + part["path"]),
+            part["kind"],
+            millions(part["parameters"]),
+            megabytes(part["bytes"]),
+            f"{100 * part['bytes'] / total:.1f} %",
+            milliseconds,
+            Text(layers),
+        )
     lines: list[Any] = [Text(head), table]
     if found["matches"] is not None:
         lines.append(Text(f"{len(found['matches'])} sites match"))

@@ -13,7 +13,9 @@ from compresskit.cli._output import Output
 
 def report(
     folder: Annotated[Path, typer.Argument(help="a compressed checkpoint, or its report.json")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="the HTML file; default: report.html here")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="the HTML file; default: report.html here")
+    ] = None,
     json: option.Json = False,
 ) -> None:
     """Write one self-contained HTML page of what an apply did, measured."""

@@ -181,7 +181,7 @@ def _resize(model: PreTrainedModel, path: str, index: Tensor, *, rows: bool) -> 
     stored = weight.T if isinstance(plain.module, Conv1D) else weight
     parameters = {"weight": nn.Parameter(stored.contiguous(), requires_grad=plain.parameter.requires_grad)}
     if rows and plain.bias is not None:
-        trained = plain.module.bias.requires_grad  # type: ignore[union-attr]
+        trained = plain.module.bias.requires_grad
         parameters["bias"] = nn.Parameter(plain.bias.index_select(0, index).contiguous(), requires_grad=trained)  # type: ignore[arg-type]
     for target in (path, *followers):
         module = model.get_submodule(target)
@@ -191,7 +191,11 @@ def _resize(model: PreTrainedModel, path: str, index: Tensor, *, rows: bool) -> 
 
 
 def _size_attributes(module: nn.Module, shape: torch.Size) -> dict[str, int]:
-    names = {nn.Linear: ("out_features", "in_features"), Conv1D: ("nf", "nx"), nn.Embedding: ("num_embeddings", "embedding_dim")}  # fmt: skip
+    names: dict[type[nn.Module], tuple[str, str]] = {
+        nn.Linear: ("out_features", "in_features"),
+        Conv1D: ("nf", "nx"),
+        nn.Embedding: ("num_embeddings", "embedding_dim"),
+    }
     first, second = names[type(module)]
     return {first: shape[0], second: shape[1]}
 
@@ -210,6 +214,8 @@ def keep_neurons(model: PreTrainedModel, ffn: anatomy.FeedForward, index: Tensor
     for path in ffn.inputs:
         take_rows(model, path, index)
     take_columns(model, ffn.output, index)
+    if ffn.width_attribute is not None:
+        set_attributes(model, ffn.path, **{ffn.width_attribute: len(index)})
 
 
 def keep_heads(model: PreTrainedModel, attention: anatomy.Attention, query_heads: Sequence[int]) -> None:
@@ -277,4 +283,3 @@ def _renumber(block: nn.Module, index: int) -> None:
 def set_attention(model: PreTrainedModel, path: str, settings: dict[str, Any] | None) -> None:
     """Let the attention module at ``path`` compute what ``settings`` say; None gives softmax back."""
     install_attention(model, model.get_submodule(path), settings)
-

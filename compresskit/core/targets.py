@@ -56,9 +56,7 @@ def _matrix_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
 
 def _embedding_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
     plain = {item.path for item in matrices(model, tables=True)}
-    return [
-        Site("embedding", table.path, table.tied, part=table) for table in body.embeddings if table.path in plain
-    ]
+    return [Site("embedding", table.path, table.tied, part=table) for table in body.embeddings if table.path in plain]
 
 
 def _attention_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from compresskit.calibrate.outputs import outputs_of
 from compresskit.core import anatomy
 from compresskit.core.context import Batch
 from compresskit.errors import InternalError, ModelError
-from compresskit.tasks.fidelity import outputs_of
 
 FLOAT_TOLERANCE = 1e-5
 INTEGER_COSINE = 0.999
@@ -131,5 +131,3 @@ def check_cache(model: PreTrainedModel, batch: Batch, step: str) -> str | None:
 def changed(before: Mapping[str, tuple[object, ...]], after: Mapping[str, tuple[object, ...]]) -> bool:
     """Whether two fingerprints differ."""
     return dict(before) != dict(after)
-
-

@@ -36,9 +36,7 @@ def prepare(model: PreTrainedModel, tokenizer: Any, recipe: Recipe, seed: int) -
         held = random_batches(model, samples=32, max_length=min(length, 32), seed=seed + 1)
         return RunData(batches, [], {"random tokens": held}, held[0], synthetic=True)
     texts = load_texts(settings.data, settings.samples, seed=seed)
-    held_texts = {
-        domain: builtin_texts(HELD_OUT, seed, split="heldout", kinds=(domain,)) for domain in DOMAINS
-    }
+    held_texts = {domain: builtin_texts(HELD_OUT, seed, split="heldout", kinds=(domain,)) for domain in DOMAINS}
     held_out = {domain: tokenize(found, tokenizer, model, length) for domain, found in held_texts.items()}
     probe_texts = ["A short one.", held_texts["documentation"][0], held_texts["everyday"][0]]
     probe = tokenize(probe_texts, tokenizer, model, min(length, 48), batch_size=3)[0]

@@ -228,6 +228,8 @@ def require_same(made: Plan, expected: Plan) -> None:
     ):
         if now != then:
             raise UsageError(
-                "CK-U016", f"the plan was made for another {what}", why=f"sha256 {then[:12]} then, {now[:12]} now",
+                "CK-U016",
+                f"the plan was made for another {what}",
+                why=f"sha256 {then[:12]} then, {now[:12]} now",
                 fix="make a new plan",
-            )  # fmt: skip
+            )

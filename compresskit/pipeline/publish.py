@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from compresskit.bench.quick import compare
+from compresskit.calibrate.outputs import outputs_of
 from compresskit.checkpoint.prove import reload_and_run
 from compresskit.checkpoint.save import add_files, save_checkpoint
 from compresskit.checkpoint.source import Source
@@ -19,7 +19,7 @@ from compresskit.pipeline.result import Result
 from compresskit.recipe import Recipe
 from compresskit.recipe.gates import Measured, check_gates
 from compresskit.report.card import model_card
-from compresskit.tasks.fidelity import Reference, outputs_of
+from compresskit.tasks.fidelity import Reference
 
 DOMAIN_GAP = 0.02
 
@@ -40,9 +40,7 @@ def publish(
         raise ModelError("CK-L031", "there is no model to publish")
     source.verify_unchanged()
     staged = output.with_name(f"{output.name}.ck-work") / "result"
-    saved = save_checkpoint(
-        model, staged, source=source, extra_files={"recipe.yaml": recipe.to_yaml()}, overwrite=True
-    )
+    saved = save_checkpoint(model, staged, source=source, extra_files={"recipe.yaml": recipe.to_yaml()}, overwrite=True)
     result.native = saved.native
     _prove(result, staged, data)
     result.after["disk_bytes"] = saved.disk_bytes
@@ -86,9 +84,7 @@ def _prove(result: Result, folder: Path, data: RunData) -> None:
     batches = [data.probe, *(batches[0] for batches in data.held_out.values())]
     expected = [outputs_of(result.model, batch) for batch in batches]
     found = reload_and_run(folder, [dict(batch) for batch in batches])
-    difference = max(
-        float((live - again).abs().max()) for live, again in zip(expected, found, strict=True)
-    )
+    difference = max(float((live - again).abs().max()) for live, again in zip(expected, found, strict=True))
     result.reload_max_abs_diff = difference
     if not difference <= 0.0:
         raise ModelError(
@@ -106,11 +102,9 @@ def report_json(result: Result) -> str:
 
 def domain_warnings(fidelity: dict[str, Any]) -> list[str]:
     """A warning when two kinds of text keep very different fidelity."""
-    domains = {name: values for name, values in fidelity.get("domains", {}).items()}
+    domains = dict(fidelity.get("domains", {}))
     scores = {
-        name: values.get("cosine_mean", values.get("top1_agreement"))
-        for name, values in domains.items()
-        if values
+        name: values.get("cosine_mean", values.get("top1_agreement")) for name, values in domains.items() if values
     }
     known = {name: score for name, score in scores.items() if score is not None}
     if len(known) < 2 or max(known.values()) - min(known.values()) <= DOMAIN_GAP:

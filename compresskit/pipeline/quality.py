@@ -12,7 +12,7 @@ from compresskit.tasks import measure
 
 
 def measure_quality(recipe: Recipe, source: Source, folder: Path) -> dict[str, Any] | None:
-    """``metric``, ``before``, ``after`` (points of 100) and the number of rows; None if the recipe has no `evaluate`."""
+    """``metric``, ``before``, ``after`` (points of 100), the number of ``rows``; None without `evaluate`."""
     settings = recipe.evaluate
     if settings is None:
         return None

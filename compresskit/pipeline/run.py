@@ -229,7 +229,9 @@ class _Run:
     def _teacher(self, model: PreTrainedModel) -> Callable[[], PreTrainedModel]:
         """The model as it came in: reopened from its files, or copied before anything is changed."""
         if self.source is None:
-            needed = any("teacher" in step.method.requirements() or step.recover is not None for step in self.recipe.steps)
+            needed = any(
+                "teacher" in step.method.requirements() or step.recover is not None for step in self.recipe.steps
+            )
             kept = copy.deepcopy(model).eval() if needed else None
             return lambda: kept  # type: ignore[return-value]
         source = self.source

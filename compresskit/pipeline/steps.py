@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from compresskit.calibrate.outputs import outputs_of
 from compresskit.core import surgery
 from compresskit.core.compressor import Compressor
 from compresskit.core.context import Context
@@ -22,7 +23,7 @@ from compresskit.pipeline.data import RunData
 from compresskit.pipeline.ledger import StepRecord, fingerprint, size_of
 from compresskit.pipeline.plan import step_label
 from compresskit.recipe import Recipe, Step
-from compresskit.tasks.fidelity import Reference, outputs_of
+from compresskit.tasks.fidelity import Reference
 
 Progress = Callable[[float, str], None]
 
@@ -37,7 +38,9 @@ class StepRunner:
     strict: bool = False
     taken: dict[str, str] = field(default_factory=dict)
 
-    def run(self, model: PreTrainedModel, number: int, step: Step, progress: Progress) -> tuple[PreTrainedModel, StepRecord]:
+    def run(
+        self, model: PreTrainedModel, number: int, step: Step, progress: Progress
+    ) -> tuple[PreTrainedModel, StepRecord]:
         """Apply ``step`` and its recovery to ``model``; the model after it, and its row of the ledger."""
         label = step_label(number, step.method)
         started = time.perf_counter()
@@ -139,4 +142,3 @@ def _portions(method: Compressor, sites: Sequence[Site]) -> list[list[Site]]:
     if type(method).walk == "model":
         return [list(sites)]
     return [list(part) for _, part in groupby(sites, key=lambda site: site.block)]
-

@@ -46,5 +46,7 @@ def verify(folder: str | Path) -> Verification:
     again = reload_and_run(path, [dict(batch)])[0]
     difference = max(float((live[name] - values).abs().max()) for name, values in again.items())
     if difference > 0:
-        raise ModelError("CK-L030", f"a fresh process computes other outputs, by up to {difference:.3e}", where=str(path))
+        raise ModelError(
+            "CK-L030", f"a fresh process computes other outputs, by up to {difference:.3e}", where=str(path)
+        )
     return Verification(str(path), manifest.files, manifest.disk_bytes, difference)

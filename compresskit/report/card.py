@@ -14,9 +14,7 @@ NOT_MEASURED = "latency (run `compresskit bench run`), and quality on a task unl
 
 def model_card(result: dict[str, Any], *, architecture: str) -> str:
     """Markdown for ``result``, the content of report.json. Text from outside is escaped."""
-    front = yaml.safe_dump(
-        {"library_name": "transformers", "tags": ["compresskit", "compressed"]}, sort_keys=True
-    )
+    front = yaml.safe_dump({"library_name": "transformers", "tags": ["compresskit", "compressed"]}, sort_keys=True)
     before, after = result["before"], result["after"]
     ratio = after["disk_bytes"] / before["disk_bytes"]
     lines = [

@@ -58,5 +58,7 @@ def read_report(path: Path) -> dict[str, Any]:
         raise DataError("CK-D040", "there is no readable report", where=str(file), why=str(error)) from error
     missing = {"before", "after", "steps", "fidelity", "warnings", "recipe", "source", "gates"} - set(content or ())
     if not isinstance(content, dict) or missing:
-        raise DataError("CK-D040", "this is not the report of an apply", where=str(file), why=f"without {sorted(missing)}")
+        raise DataError(
+            "CK-D040", "this is not the report of an apply", where=str(file), why=f"without {sorted(missing)}"
+        )
     return content

@@ -76,7 +76,13 @@ def batches_of(name: str, count: int = 4) -> list[Batch]:
     return [models.inputs(name, batch=4, length=12, padded=True, seed=seed) for seed in range(count)]
 
 
-TEXTS = ["the small cat sat on the mat", "a good book", "we like it not", "the big dog runs fast in the film", "bad mat"]
+TEXTS = [
+    "the small cat sat on the mat",
+    "a good book",
+    "we like it not",
+    "the big dog runs fast in the film",
+    "bad mat",
+]
 
 
 def context_for(name: str, original: PreTrainedModel, work: Path, warnings: list[str]) -> Context:

@@ -73,9 +73,7 @@ def test_applied_or_refused(method: str, name: str, tmp_path: Path) -> None:
     assert size_of(again) == size_of(model)
 
 
-@pytest.mark.parametrize(
-    ("method", "name"), [(method, name) for method, name in PAIRS if NOTHING[method] is not None]
-)
+@pytest.mark.parametrize(("method", "name"), [(method, name) for method, name in PAIRS if NOTHING[method] is not None])
 def test_nothing_asked_nothing_changed(method: str, name: str, tmp_path: Path) -> None:
     options = NOTHING[method]
     assert options is not None

@@ -106,7 +106,11 @@ class Llama(Family):
         )
         mlp = f"{path}.mlp"
         ffn = FeedForward(
-            mlp, (f"{mlp}.gate_proj", f"{mlp}.up_proj"), f"{mlp}.down_proj", rows_of(model, f"{mlp}.up_proj")
+            mlp,
+            (f"{mlp}.gate_proj", f"{mlp}.up_proj"),
+            f"{mlp}.down_proj",
+            rows_of(model, f"{mlp}.up_proj"),
+            "intermediate_size",
         )
         return Block(path, index, (attention,), (ffn,))
 

@@ -64,12 +64,14 @@ class FeedForward:
         inputs: matrices whose rows are neurons; of a gated one the gate first.
         output: the matrix whose columns are neurons.
         width: number of neurons.
+        width_attribute: attribute of ``path`` that repeats the width, or None.
     """
 
     path: str
     inputs: tuple[str, ...]
     output: str
     width: int
+    width_attribute: str | None = None
 
     @property
     def members(self) -> tuple[str, ...]:
