@@ -220,7 +220,7 @@ def require_same(made: Plan, expected: Plan) -> None:
     """Refuse to run when the model or the recipe is no longer what the plan was made for.
 
     Raises:
-        UsageError: CK-U016.
+        UsageError: CK-U017.
     """
     for what, now, then in (
         ("model", made.model_fingerprint, expected.model_fingerprint),
@@ -228,7 +228,7 @@ def require_same(made: Plan, expected: Plan) -> None:
     ):
         if now != then:
             raise UsageError(
-                "CK-U016",
+                "CK-U017",
                 f"the plan was made for another {what}",
                 why=f"sha256 {then[:12]} then, {now[:12]} now",
                 fix="make a new plan",
