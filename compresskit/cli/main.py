@@ -102,6 +102,9 @@ def _run(words: list[str]) -> int:
         raise UsageError("CK-U002", what.rstrip("."), fix=fix) from error
     except typer.Abort as error:
         raise KeyboardInterrupt from error
+    except SystemExit as error:
+        # typer's answer to a closed stdout; no verb of ours exits by itself.
+        raise BrokenPipeError from error
     # typer turns KeyboardInterrupt into the status 130, which no verb of ours has.
     if status == 128 + signal.SIGINT:
         raise KeyboardInterrupt
