@@ -32,7 +32,8 @@ def read_layout(model: PreTrainedModel) -> list[Operation]:
     again = empty_model(model)
     with default_dtype(model_dtype(model)), torch.device("meta"):
         replay(again, layout)
-    difference = picture(model).first_difference(picture(again, as_loaded=True, apart=apart))
+    live, replayed = picture(model), picture(again, as_loaded=True, apart=apart)
+    difference = live.first_difference(replayed)
     if difference is not None:
         path, sentence = difference
         raise ModelError(
@@ -42,7 +43,22 @@ def read_layout(model: PreTrainedModel) -> list[Operation]:
             why=sentence,
             fix="give all parameters one floating type (model.to(dtype)); otherwise this is a defect, report it",
         )
+    _warn_of_cast_buffers(model, again)
     return layout
+
+
+def _warn_of_cast_buffers(model: PreTrainedModel, again: PreTrainedModel) -> None:
+    """``model.to(dtype)`` also casts buffers that no file holds (rotary frequencies); loading makes them anew."""
+    fresh = dict(again.named_non_persistent_buffers())
+    cast = [name for name, buffer in model.named_non_persistent_buffers() if buffer.dtype != fresh[name].dtype]
+    if cast:
+        _logger.warning(
+            "compresskit: %s was cast to %s by hand; the reloaded model has it in %s and computes slightly otherwise."
+            " Load with dtype= instead of casting.",
+            cast[0],
+            model.get_buffer(cast[0]).dtype,
+            fresh[cast[0]].dtype,
+        )
 
 
 def replay(model: PreTrainedModel, layout: list[Operation], *, partial: bool = False) -> list[str]:

@@ -60,7 +60,7 @@ class CompressedConfig(QuantizationConfigMixin):
         if type(format_version) is not int or format_version > FORMAT_VERSION:
             raise ModelError(
                 "CK-L001",
-                f"the checkpoint has format version {format_version!r:.40}, and this compresskit reads {FORMAT_VERSION}",
+                f"the checkpoint has format version {format_version!r:.40}; this compresskit reads {FORMAT_VERSION}",
                 fix="upgrade compresskit",
             )
         unknown = sorted(set(other) - _KEYS)
@@ -87,18 +87,9 @@ class LayoutLoader(HfQuantizer):
     quantization_config: CompressedConfig
 
     def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        """Called before the model is built, with what the user asked for."""
+        """Called before the model's type is settled. A replaced attention stays, whatever the user asked for."""
         if self.quantization_config.dtype is not None:
             config.dtype = self.quantization_config.dtype
-        if any(operation["op"] == "attention" for operation in self.quantization_config.layout):
-            from compresskit.nn import attention
-
-            if config._attn_implementation not in (None, attention.NAME):
-                _logger.warning(
-                    "compresskit: this checkpoint's attention was replaced; attn_implementation=%r is not used",
-                    config._attn_implementation,
-                )
-            config._attn_implementation = attention.NAME
         return config
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
@@ -107,7 +98,9 @@ class LayoutLoader(HfQuantizer):
 
         settings = self.quantization_config
         saved_class = type(model).__name__ in (model.config.architectures or [])
+        stock_ties = dict(model.all_tied_weights_keys)
         changed = replay(model, settings.layout, partial=not saved_class)
+        self._heads = _heads_of_compressed_tables(model, stock_ties)
         self._frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
         self._required = _required_names(model, None if saved_class else changed)
         guard.expect(model, settings.guard)
@@ -125,6 +118,7 @@ class LayoutLoader(HfQuantizer):
             if name in self._frozen:
                 parameter.requires_grad_(False)
         _check_loaded(model, self._required)
+        _fill_heads(model, self._heads)
         # Our layers take .half() and .float() well, and training as well; transformers refuses both by this mark.
         vars(model)["is_quantized"] = False
         return model
@@ -173,6 +167,24 @@ def _tie(model: PreTrainedModel) -> None:
         (model.get_submodule(owner) if owner else model)._parameters[name] = model.get_parameter(source)
 
 
+def _heads_of_compressed_tables(model: PreTrainedModel, stock_ties: dict[str, str]) -> dict[str, str]:
+    """Parameters that the stock class ties to a table that is compressed here: name -> path of the table."""
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    lost = {target: source for target, source in stock_ties.items() if target in names and source not in names}
+    return {target: source.rpartition(".")[0] for target, source in lost.items()}
+
+
+def _fill_heads(model: PreTrainedModel, heads: dict[str, str]) -> None:
+    """Give a head that the file doesn't hold the values of the compressed table that the stock class ties it to."""
+    for name, table in heads.items():
+        parameter = model.get_parameter(name)
+        if getattr(parameter, "_is_hf_initialized", False):
+            continue
+        values: Any = model.get_submodule(table).weight
+        parameter.data.copy_(values.detach())
+        _logger.warning("compresskit: %s takes the values of the compressed %s, and is a copy of its own", name, table)
+
+
 def _check_loaded(model: PreTrainedModel, required: set[str]) -> None:
     """transformers marks what came from the file, and makes up the rest."""
     state = model.state_dict(keep_vars=True)
@@ -201,6 +213,7 @@ def describe(model: PreTrainedModel) -> CompressedConfig | None:
     from compresskit.checkpoint.layout import read_layout
     from compresskit.checkpoint.skeleton import model_dtype
 
+    _order_memory(model)
     layout = read_layout(model)
     if not layout:
         return None
@@ -210,6 +223,13 @@ def describe(model: PreTrainedModel) -> CompressedConfig | None:
         guard=guard.choose(model),
         dtype=None if dtype == model.dtype else str(dtype).removeprefix("torch."),
     )
+
+
+def _order_memory(model: PreTrainedModel) -> None:
+    """Make every parameter contiguous, as the file will hold it: another order of memory rounds sums differently."""
+    for parameter in model.parameters():
+        if not parameter.is_contiguous():
+            parameter.data = parameter.data.contiguous()
 
 
 def state_to_write(model: PreTrainedModel, settings: CompressedConfig) -> dict[str, Tensor]:
@@ -266,7 +286,7 @@ def load_model(
         dtype: floating type to load in; by default the saved one.
 
     Raises:
-        ModelError: CK-L040, tensors missing, left over or of another shape; CK-L041, an unknown class; CK-L00x.
+        ModelError: CK-L040, tensors missing, left over or of another shape; CK-L042, an unknown class; CK-L00x.
     """
     import torch
     import transformers
@@ -293,7 +313,7 @@ def load_model(
             fix="use config.json and weight files of one checkpoint",
         )
     if not isinstance(model, transformers.PreTrainedModel):
-        raise ModelError("CK-L041", f"{cls.__name__} makes no PreTrainedModel", where=str(path))
+        raise ModelError("CK-L042", f"{cls.__name__} makes no PreTrainedModel", where=str(path))
     moved: PreTrainedModel = model.to(torch.device(device))  # type: ignore[arg-type]
     return moved.eval()
 
@@ -314,7 +334,7 @@ def _class_to_load(path: Path, auto_class: str | type | None) -> Any:
     cls = getattr(transformers, names[0], None) if names else None
     if not isinstance(cls, type) or not hasattr(cls, "from_pretrained"):
         raise ModelError(
-            "CK-L041",
+            "CK-L042",
             f"transformers has no model class {names[0]!r:.80}" if names else "config.json names no model class",
             where=str(path / "config.json"),
             fix="give auto_class, for example AutoModel",
