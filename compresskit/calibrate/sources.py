@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import difflib
 import gzip
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ FORMATS = (".txt", ".tsv", ".csv", ".jsonl")
 
 # csv's own limit of 131,072 characters a field is too small for documents.
 _LONGEST_FIELD = 16 * 2**20
+
+Records = Iterator[tuple[str, dict[str, Any] | str]]
 
 
 def load_texts(
@@ -85,6 +88,47 @@ def _sample(texts: Iterator[str], samples: int | None, choice: random.Random) ->
 
 def read_column(path: Path, column: str | None = None) -> Iterator[str]:
     """The non-empty texts of one column of a file, in its order."""
+    chosen: dict[tuple[str, ...], str] = {}
+    for place, record in read_records(path):
+        if isinstance(record, str):
+            if column is not None:
+                raise DataError("CK-D004", f"the file has no column {column!r}", where=str(path), fix="name none")
+            value: Any = record
+        else:
+            names = tuple(record)
+            if names not in chosen:
+                chosen[names] = choose_column(names, column, path)
+            value = record[chosen[names]]
+        text = require_text(value, f"{path}, {place}")
+        if text:
+            yield text
+
+
+def require_text(value: Any, where: str) -> str:
+    """``value`` without blanks at its ends.
+
+    Raises:
+        DataError: CK-D005, if it isn't text.
+    """
+    if not isinstance(value, str):
+        shown = json.dumps(value, default=repr)[:40]
+        raise DataError(
+            "CK-D005",
+            f"a row holds {shown} where text should be",
+            where=where,
+            fix="choose another column, or mend the row",
+        )
+    return value.strip()
+
+
+def read_records(path: Path) -> Records:
+    """The rows of a data file, each with its place: values by column, or a plain text.
+
+    Raises:
+        DataError: CK-D001 no such file, CK-D002 a format that isn't read, or damage.
+    """
+    if not path.is_file():
+        raise DataError("CK-D001", "there is no such data file", where=str(path), fix=f"read are {', '.join(FORMATS)}")
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes[-1:] == [".gz"]
     kind = (suffixes[:-1] if packed else suffixes)[-1:]
@@ -97,16 +141,7 @@ def read_column(path: Path, column: str | None = None) -> Iterator[str]:
         )
     try:
         with _open(path, packed) as file:
-            for place, value in _READERS[kind[0]](file, path, column):
-                if not isinstance(value, str):
-                    raise DataError(
-                        "CK-D005",
-                        f"a row holds {json.dumps(value, default=repr)[:40]} where text should be",
-                        where=f"{path}, {place}",
-                        fix="choose another column, or mend the row",
-                    )
-                if value.strip():
-                    yield value.strip()
+            yield from _READERS[kind[0]](file, path)
     except UnicodeDecodeError as error:
         raise DataError("CK-D002", "the file isn't UTF-8 text", where=str(path), why=str(error)) from error
     except (gzip.BadGzipFile, EOFError, csv.Error) as error:
@@ -119,30 +154,24 @@ def _open(path: Path, packed: bool) -> IO[str]:
     return path.open(encoding="utf-8-sig", newline="")
 
 
-Places = Iterator[tuple[str, Any]]
-
-
-def _lines(file: IO[str], path: Path, column: str | None) -> Places:
-    if column is not None:
-        raise DataError("CK-D004", f"a .txt file has no column {column!r}", where=str(path), fix="drop the column")
+def _lines(file: IO[str], _path: Path) -> Records:
     for number, line in enumerate(file, 1):
         yield f"line {number}", line
 
 
-def _table(file: IO[str], path: Path, column: str | None, *, tabs: bool) -> Places:
+def _table(file: IO[str], *, tabs: bool) -> Records:
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file)
     header = next(reader, None)
     if header is None:
         return
-    position = header.index(choose_column(header, column, path))
     for row in reader:
         if row:
-            # A short row has no such field: None is refused with its place.
-            yield f"line {reader.line_num}", row[position] if position < len(row) else None
+            # A short row has no such field: its value is None, and refused with its place by whoever needs it.
+            yield f"line {reader.line_num}", dict(itertools.zip_longest(header, row[: len(header)]))
 
 
-def _objects(file: IO[str], path: Path, column: str | None) -> Places:
+def _objects(file: IO[str], path: Path) -> Records:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -150,23 +179,20 @@ def _objects(file: IO[str], path: Path, column: str | None) -> Places:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError("CK-D005", "the line isn't JSON", where=f"{path}, line {number}", why=str(error)) from error
-        if isinstance(value, str) and column is None:
-            yield f"line {number}", value
-        elif isinstance(value, dict):
-            yield f"line {number}", value[choose_column(list(value), column, path)]
-        else:
+        if not isinstance(value, (str, dict)):
             raise DataError("CK-D005", "the line is no JSON object", where=f"{path}, line {number}")
+        yield f"line {number}", value
 
 
-def _tabs(file: IO[str], path: Path, column: str | None) -> Places:
-    return _table(file, path, column, tabs=True)
+def _tabs(file: IO[str], _path: Path) -> Records:
+    return _table(file, tabs=True)
 
 
-def _commas(file: IO[str], path: Path, column: str | None) -> Places:
-    return _table(file, path, column, tabs=False)
+def _commas(file: IO[str], _path: Path) -> Records:
+    return _table(file, tabs=False)
 
 
-_READERS: dict[str, Callable[[IO[str], Path, str | None], Places]] = {
+_READERS: dict[str, Callable[[IO[str], Path], Records]] = {
     ".txt": _lines,
     ".tsv": _tabs,
     ".csv": _commas,
