@@ -77,7 +77,8 @@ def method(name: str) -> type[Compressor]:
     """
     table = methods()
     if name not in table:
-        close = difflib.get_close_matches(name, table, n=3, cutoff=0.4)
+        last = name.rpartition(".")[2]
+        close = [known for known in table if known.endswith(f".{last}")] or difflib.get_close_matches(name, table, n=1)
         offered = [point.name for point in plugins() if point.name == name]
         raise RecipeError(
             "CK-R011",
