@@ -18,7 +18,8 @@ from compresskit.recipe import strict_yaml
 from compresskit.recipe.gates import Gate, parse_gate
 from compresskit.recipe.library import find
 from compresskit.recipe.places import Document, Path, Text, dotted
-from compresskit.recipe.schema import KEYS, SECTIONS, VERSION, Recipe, Step, refuse
+from compresskit.recipe.schema import KEYS, SECTIONS, VERSION, Evaluation, Recipe, Step, refuse
+from compresskit.tasks import TASKS
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -83,6 +84,7 @@ class _Reader:
         for name, cls in SECTIONS.items():
             if data.get(name) is not None:
                 fields[name] = self._model(cls, data[name], (name,))
+        self._check_task(fields.get("evaluate"))
         fields["gates"] = self._gates(data)
         fields["steps"] = self._steps(data)
         if self.errors:
@@ -128,6 +130,14 @@ class _Reader:
             self._wrong((key,), f"`{key}` must be text, not {_short(value)}")
             return None
         return value
+
+    def _check_task(self, settings: Evaluation | None) -> None:
+        """The task is looked up now, not after hours of work."""
+        if settings is None or settings.task in TASKS:
+            return
+        close = difflib.get_close_matches(settings.task, TASKS, n=1)
+        fix = f"did you mean {close[0]!r}?" if close else f"tasks: {', '.join(TASKS)}"
+        self._wrong(("evaluate", "task"), f"there is no task {_short(settings.task)}", fix=fix)
 
     def _gates(self, data: dict[str, Any]) -> tuple[Gate, ...]:
         raw = data.get("gates")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -51,12 +51,14 @@ def raising(error: BaseException) -> Callable[[], None]:
 
 
 def test_help_is_fast_and_needs_no_torch() -> None:
+    # The processor's time, not the clock's: other tests run beside this one.
     best = 10.0
     for _ in range(5):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True)
-        best = min(best, time.perf_counter() - started)
-    assert best < 0.3
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert 0 < best < 0.3
     assert all(f"\n  {name}" in done.stdout for name in VERBS)
     assert "..." not in done.stdout.partition("Commands:")[2]
 

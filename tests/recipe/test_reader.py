@@ -162,6 +162,11 @@ def test_f38_small_exponents_are_numbers() -> None:
     assert step.method == Trainer(lr=0.0001)
 
 
+def test_an_unknown_task_is_found_before_the_work() -> None:
+    error = error_of("steps: [pruning.toy]\nevaluate: {task: stss, data: x.tsv}\n")
+    assert (error.code, error.where, error.fix) == ("CK-R012", "r.yaml:2:18", "did you mean 'sts'?")
+
+
 def test_f44_empty_and_odd_files(tmp_path: Path) -> None:
     for text in ("", "# nothing\n", "{}", "version: 1\n", "steps: []\n", "steps:\n"):
         assert error_of(text).code == "CK-R007"

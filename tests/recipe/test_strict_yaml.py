@@ -136,12 +136,12 @@ def test_s17_python_tags_are_not_run(tmp_path: Path) -> None:
 
 
 def quickly(text: str) -> RecipeError:
-    """The failure, which must come in less than 0.1 s (best of three: other processes share the machine)."""
+    """The failure, which must come in less than 0.1 s of the processor's time (other tests run beside this one)."""
     best, error = math.inf, None
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()
         error = failure(text)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, time.process_time() - started)
     assert best < 0.1
     assert error is not None
     return error
@@ -180,11 +180,11 @@ def test_s19_a_huge_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.yaml"
     with path.open("wb") as stream:
         stream.truncate(100_000_000)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(RecipeError) as caught:
         strict_yaml.read_file(path)
     assert caught.value.code == "CK-R002"
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
 
 
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
