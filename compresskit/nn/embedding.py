@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.nn.base import CompressedLayer
-from compresskit.numerics.grids import Grid, asymmetric, pack_nibbles, symmetric, unpack_nibbles
+from compresskit.numerics.grids import asymmetric, pack_nibbles, symmetric, unpack_nibbles
 from compresskit.registry import register_layer
 
 Bits = Literal[4, 8]
