@@ -55,8 +55,8 @@ def asymmetric(
     """Codes in 0 … 2^b - 1 with a zero point per group; scales are fitted by least squares after rounding.
 
     Starting from the range's ends, codes and scale are improved in turn: with the codes fixed,
-    s = <w, q - z> / |q - z|² is optimal; the fit of lowest squared error is kept. The scales are rounded to ``scale_dtype`` before the last
-    rounding of codes, so what is stored is what was fitted.
+    s = <w, q - z> / |q - z|² is optimal; the fit of lowest squared error is kept. The scales are rounded to
+    ``scale_dtype`` before the last rounding of codes, so what is stored is what was fitted.
     """
     parts = grouped(weight.float(), group)
     top = 2**bits - 1

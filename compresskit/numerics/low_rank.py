@@ -1,6 +1,6 @@
-"""Factorisations of a matrix into two thin ones, and the choice of ranks.
+"""Low-rank factorisation of a matrix, plain or weighted by the inputs that it sees, and the choice of ranks.
 
-Shapes: W (O, I), factors U (O, R) and D (R, I), second moment of inputs G = Σ x xᵀ (I, I). All in float64.
+Shapes: O outputs, I inputs, R rank, N tokens, K = min(O, I).
 """
 
 from __future__ import annotations
@@ -12,94 +12,137 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DAMPING = 1e-6
+
+def break_even(out_features: int, in_features: int) -> int:
+    """The largest R at which R (O + I) factors are fewer numbers than the O I of the matrix itself; may be 0."""
+    return (out_features * in_features - 1) // (out_features + in_features)
+
+
+def rank_of_share(share: float, out_features: int, in_features: int) -> int:
+    """The largest R whose factors hold at most ``share`` of the matrix's numbers."""
+    # The slack keeps 0.3 of 10 numbers at 3, which binary fractions would make 2.
+    return int(share * out_features * in_features * (1 + 1e-12)) // (out_features + in_features)
+
+
+def rank_of_energy(singular_values: Tensor, share: float) -> int:
+    """The smallest R with Σ_{i ≤ R} σ_i² ≥ ``share`` Σ σ_i², from descending σ (K,)."""
+    energy = singular_values.double().square()
+    kept = energy.cumsum(0)
+    return int(torch.searchsorted(kept, share * kept[-1] * (1 - 1e-12)).item()) + 1 if kept[-1] > 0 else 1
+
+
+def rounded(rank: int, multiple: int) -> int:
+    """``rank`` rounded down to a multiple, but at least that multiple."""
+    return max(multiple, rank // multiple * multiple)
+
+
+def square_root(second_moment: Tensor) -> Tensor:
+    """S (I, I) with S Sᵀ = M, for a symmetric M (I, I) that may be singular: by eigenvectors, not by Cholesky.
+
+    Eigenvalues below zero by rounding count as zero.
+    """
+    values, vectors = torch.linalg.eigh(second_moment.double())
+    return vectors * values.clamp(min=0).sqrt()
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A decomposition W ≈ (left_r) diag(values_r) (right_r), cut anywhere.
-
-    ``left`` (O, K), ``values`` (K,) descending, ``right`` (K, I). Dropping all but the first r values costs
-    sqrt(Σ_{i>r} values_i²): in the weight without whitening, in the output summed over the calibration with it.
-    """
+    """What decides about a matrix's rank: left singular vectors (O, K) of W S, and its singular values (K,)."""
 
     left: Tensor
-    values: Tensor
-    right: Tensor
+    singular_values: Tensor
 
-    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """U (O, R) and D (R, I), the values split evenly between them."""
-        root = self.values[:rank].sqrt()
-        return self.left[:, :rank] * root, root[:, None] * self.right[:rank]
+    def loss(self, rank: int) -> float:
+        """√Σ_{i > R} σ_i²: exactly ‖(W - W') S‖ of the best W' of rank R."""
+        return float(self.singular_values[rank:].double().square().sum().sqrt())
 
 
-def plain(weight: Tensor) -> Spectrum:
-    """Singular value decomposition of W: optimal in the Frobenius norm (Eckart & Young)."""
-    left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
-    return Spectrum(left, values, right)
+def spectrum(weight: Tensor, root: Tensor | None = None) -> Spectrum:
+    """The spectrum of W (O, I), or of W S with ``root`` S (I, I); float64.
 
-
-def whitened(weight: Tensor, gram: Tensor, damping: float = DAMPING) -> Spectrum:
-    """Optimal in ‖(W - Ŵ) X‖: decompose W S with S Sᵀ = X Xᵀ, undo S on the right (SVD-LLM, arXiv 2403.07378, eq. 4).
-
-    S is the symmetric root of G by its eigenvectors: Cholesky fails on the singular G of few tokens. Eigenvalues are
-    floored at ``damping`` times their mean, so directions that calibration never saw still count a little.
+    With S Sᵀ = Σ x xᵀ, ‖(W - W') S‖² is the summed squared error of the outputs.
+    Sources: DRONE (Chen et al. 2021); SVD-LLM (Wang et al., ICLR 2025, arXiv 2403.07378), theorem 3.2.
     """
-    values, vectors = torch.linalg.eigh(gram.double())
-    floor = damping * values.clamp(min=0).mean().clamp(min=torch.finfo(torch.float64).tiny)
-    root = values.clamp(min=floor).sqrt()
-    found = plain((weight.double() @ vectors) * root)
-    return Spectrum(found.left, found.values, (found.right / root) @ vectors.T)
+    matrix = weight.double() if root is None else weight.double() @ root
+    left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+    return Spectrum(left, values)
 
 
-def dense_rank(out_features: int, in_features: int) -> int:
-    """The largest rank whose factors hold fewer numbers than the matrix: r < O I / (O + I); 0 if there is none."""
-    return (out_features * in_features - 1) // (out_features + in_features)
+def factors(weight: Tensor, found: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
+    """U (O, R) and D (R, I), float64, such that U D is the best approximation of rank R that ``found`` speaks of.
+
+    The published solution U_r Σ_r V_rᵀ S⁻¹ equals U_r U_rᵀ W wherever S can be inverted. In this form nothing is
+    inverted, a singular S does no harm, and inputs that no calibration text excites are still approximated. Each
+    singular value is split evenly, so that the two factors are of one magnitude.
+    """
+    left = found.left[:, :rank]
+    strength = found.singular_values[:rank].sqrt()
+    floor = strength.max() * 1e-8 if rank else strength.sum()
+    strength = torch.where(strength > floor, strength, torch.ones_like(strength))
+    return left * strength, (left / strength).T @ weight.double()
 
 
-def rank_for_ratio(out_features: int, in_features: int, ratio: float) -> int:
-    """The rank whose factors hold at most ``ratio`` of the matrix's numbers, at least 1."""
-    return max(1, int(ratio * out_features * in_features / (out_features + in_features)))
+def weighted_error(weight: Tensor, other: Tensor, second_moment: Tensor) -> float:
+    """√tr((W - W') M (W - W')ᵀ), the oracle of ``Spectrum.loss``: the root of the outputs' summed squared error."""
+    difference = weight.double() - other.double()
+    return float((difference @ second_moment.double() * difference).sum().clamp(min=0).sqrt())
 
 
-def rank_for_energy(values: Tensor, energy: float) -> int:
-    """The smallest rank that keeps ``energy`` of Σ values²."""
-    squares = values.double().square()
-    total = squares.sum()
-    if total <= 0:
-        return 1
-    reached = torch.cumsum(squares, 0) >= energy * total * (1 - 1e-12)
-    return int(reached.int().argmax()) + 1 if bool(reached.any()) else len(values)
-
-
-def ranks_for_budget(spectra: Sequence[Tensor], shapes: Sequence[tuple[int, int]], budget: float) -> list[int]:
-    """Ranks that keep at most ``budget`` of all numbers together, spent greedily where a number saves most loss.
+@dataclass(frozen=True)
+class Candidate:
+    """A matrix among which a budget is shared: its size and the squared errors that its ranks take away.
 
     Args:
-        spectra: singular values of each matrix, descending.
-        shapes: (O, I) of each.
-        budget: share of Σ O I.
+        out_features, in_features: O, I.
+        gains: what rank i + 1 takes off the loss, σ_i² in the unit of comparison, descending (K,).
+    """
+
+    out_features: int
+    in_features: int
+    gains: Tensor
+
+
+def allocate(candidates: Sequence[Candidate], budget: int, step: int = 1) -> list[int | None]:
+    """Ranks that share ``budget`` numbers among matrices: always the next step that takes off most loss per number.
+
+    Every matrix gets at least ``step``. One for which factors stop being smaller than the matrix becomes dense (None),
+    if the rest of its loss is worth the numbers that it then takes.
+
+    Args:
+        budget: numbers that all factors and dense matrices may hold together.
+        step: ranks are multiples of it.
 
     Returns:
-        One rank a matrix, at least 1. A rank beyond ``dense_rank`` means that the matrix is better left dense.
+        a rank for each matrix, or None for dense. The budget is exceeded only if ``step`` for all exceeds it.
     """
-    left = budget * sum(rows * columns for rows, columns in shapes)
-    relative = [values.double().square() / values.double().square().sum().clamp(min=1e-300) for values in spectra]
-    costs = [rows + columns for rows, columns in shapes]
-    ranks = [1] * len(spectra)
-    left -= sum(costs)
-    queue = [
-        (-float(gain[1]) / cost, index)
-        for index, (gain, cost) in enumerate(zip(relative, costs, strict=True))
-        if len(gain) > 1
-    ]
-    heapq.heapify(queue)
-    while queue:
-        _, index = heapq.heappop(queue)
-        if costs[index] > left:
+    ranks: list[int | None] = []
+    queue: list[tuple[float, int, int | None, int]] = []
+    spent = 0
+    for index, item in enumerate(candidates):
+        limit = break_even(item.out_features, item.in_features)
+        if limit < step:
+            ranks.append(None)
+            spent += item.out_features * item.in_features
             continue
-        left -= costs[index]
-        ranks[index] += 1
-        if ranks[index] < len(relative[index]):
-            heapq.heappush(queue, (-float(relative[index][ranks[index]]) / costs[index], index))
+        ranks.append(step)
+        spent += step * (item.out_features + item.in_features)
+        _offer(queue, index, item, step, step)
+    while queue:
+        _, index, target, cost = heapq.heappop(queue)
+        if spent + cost > budget:
+            continue
+        ranks[index], spent = target, spent + cost
+        if target is not None:
+            _offer(queue, index, candidates[index], target, step)
     return ranks
+
+
+def _offer(queue: list[tuple[float, int, int | None, int]], index: int, item: Candidate, rank: int, step: int) -> None:
+    """Queue the next growth of one matrix from ``rank``: by one step, or to dense."""
+    out_features, in_features = item.out_features, item.in_features
+    target: int | None = rank + step
+    if rank + step > break_even(out_features, in_features):
+        target, cost, gain = None, out_features * in_features - rank * (out_features + in_features), item.gains[rank:]
+    else:
+        cost, gain = step * (out_features + in_features), item.gains[rank : rank + step]
+    heapq.heappush(queue, (-float(gain.sum()) / cost, index, target, cost))
