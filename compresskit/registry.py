@@ -98,7 +98,8 @@ def layer(kind: str) -> type[CompressedLayer]:
     Raises:
         ModelError: CK-L003: the checkpoint was written by a newer version or needs a plug-in.
     """
-    _import_all("compresskit.nn")
+    if kind not in _LAYERS:
+        _import_all("compresskit.nn")
     if kind not in _LAYERS:
         raise ModelError(
             "CK-L003",

@@ -240,14 +240,16 @@ def state_to_write(model: PreTrainedModel, settings: CompressedConfig) -> dict[s
     from compresskit.checkpoint.skeleton import tie_groups
 
     state = model.state_dict()
+    guarded = str(path_of(model, settings.guard))
     for group in tie_groups(model, known=False):
+        if len(group) == 1:
+            continue
         kept = stored_name(model, group)
         for name in group - {kept}:
             state.pop(name, None)
-    name = str(path_of(model, settings.guard))
-    if name not in state:
-        name = next(stored_name(model, group) for group in tie_groups(model, known=False) if name in group)
-    guard.hide(state, name)
+        if guarded in group:
+            guarded = kept
+    guard.hide(state, guarded)
     return state
 
 
@@ -294,7 +296,11 @@ def load_model(
     cls = _class_to_load(Path(path), auto_class)
     try:
         model, report = cls.from_pretrained(
-            str(path), dtype="auto" if dtype is None else dtype, output_loading_info=True, local_files_only=True
+            str(path),
+            dtype="auto" if dtype is None else dtype,
+            output_loading_info=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are reported below, by name
         )
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise ModelError("CK-L040", "the checkpoint can't be loaded", where=str(path), why=str(error)) from error
@@ -302,7 +308,7 @@ def load_model(
     wrong = {
         "missing": sorted(report["missing_keys"]),
         "left over": sorted(left_over),
-        "of another shape": sorted(str(key) for key in report["mismatched_keys"]),
+        "of another shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
     }
     if any(wrong.values()):
         raise ModelError(

@@ -1,7 +1,7 @@
 """States of optimizers, schedulers and random generators as safetensors and JSON, without pickle.
 
-A state is a tree of dicts, lists, tuples, numbers, texts, None, tensors and arrays. Tensors go into one safetensors file
-under numbered names; the JSON file holds the rest, with tagged objects in place of what JSON doesn't have.
+A state is a tree of dicts, lists, tuples, numbers, texts, None, tensors and arrays. Tensors go into one safetensors
+file under numbered names; the JSON file holds the rest, with tagged objects in place of what JSON doesn't have.
 """
 
 from __future__ import annotations

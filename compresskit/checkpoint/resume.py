@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -85,6 +85,8 @@ class ResumableTrainer(Trainer):
         if self.state.best_global_step:
             best = run / f"checkpoint-{self.state.best_global_step}"
             self.state.best_model_checkpoint = str(best) if best == final or best.exists() else None
+        for left_over in run.glob("checkpoint-*.ck-tmp-*"):
+            shutil.rmtree(left_over)
         with whole_folder(final) as staging:
             self.save_model(str(staging), _internal_call=True)
             if not self.args.save_only_model:
@@ -98,7 +100,7 @@ class ResumableTrainer(Trainer):
     def _keep_callback_states(self) -> None:
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
-                name, states = type(callback).__name__, self.state.stateful_callbacks
+                name, states = type(callback).__name__, cast(dict[str, Any], self.state.stateful_callbacks)
                 if isinstance(states.get(name), list):
                     states[name].append(callback.state())
                 else:
@@ -120,7 +122,7 @@ class ResumableTrainer(Trainer):
         model.save_pretrained(folder)
         processor = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if processor is not None:
-            processor.save_pretrained(folder)  # type: ignore[union-attr]
+            processor.save_pretrained(folder)
         arguments = json.dumps(self.args.to_dict(), indent=1, sort_keys=True, default=str)
         (folder / "training_args.json").write_text(arguments + "\n", encoding="utf-8")
 
@@ -137,13 +139,13 @@ class ResumableTrainer(Trainer):
         load_weights(self._plain_model(), Path(str(self.state.best_model_checkpoint)))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        write_state(self.optimizer.state_dict(), Path(output_dir, _OPTIMIZER))
-        write_state(self.lr_scheduler.state_dict(), Path(output_dir, _SCHEDULER))
+        write_state(cast(Any, self.optimizer).state_dict(), Path(output_dir, _OPTIMIZER))
+        write_state(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir, _SCHEDULER))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and Path(checkpoint, f"{_OPTIMIZER}.json").exists():
-            self.optimizer.load_state_dict(read_state(Path(checkpoint, _OPTIMIZER)))
-            self.lr_scheduler.load_state_dict(read_state(Path(checkpoint, _SCHEDULER)))
+        if checkpoint is not None:
+            cast(Any, self.optimizer).load_state_dict(read_state(Path(checkpoint, _OPTIMIZER)))
+            cast(Any, self.lr_scheduler).load_state_dict(read_state(Path(checkpoint, _SCHEDULER)))
 
     def _save_scaler(self, output_dir: str) -> None:
         scaler = getattr(self.accelerator, "scaler", None)
@@ -152,20 +154,20 @@ class ResumableTrainer(Trainer):
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         scaler = getattr(self.accelerator, "scaler", None)
-        if checkpoint is not None and scaler is not None and Path(checkpoint, f"{_SCALER}.json").exists():
+        if checkpoint is not None and scaler is not None:
             scaler.load_state_dict(read_state(Path(checkpoint, _SCALER)))
 
     def _save_rng_state(self, output_dir: str) -> None:
         states = {
             "python": random.getstate(),
-            "numpy": np.random.get_state(),  # noqa: NPY002  (the state that libraries share)
+            "numpy": np.random.get_state(),
             "cpu": torch.random.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         write_state(states, Path(output_dir, _RANDOM))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not Path(checkpoint, f"{_RANDOM}.json").exists():
+        if checkpoint is None:
             return
         states = read_state(Path(checkpoint, _RANDOM))
         random.setstate(states["python"])

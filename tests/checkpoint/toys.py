@@ -57,7 +57,7 @@ class ToyLowRank(CompressedLayer):
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
         super().__init__()
-        self.sizes = (in_features, out_features, rank, bias)
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
         self.down = nn.Linear(in_features, rank, bias=False)
         self.up = nn.Linear(rank, out_features, bias=bias)
 
@@ -73,7 +73,8 @@ class ToyLowRank(CompressedLayer):
         return layer
 
     def arguments(self) -> dict[str, Any]:
-        return dict(zip(("in_features", "out_features", "rank", "bias"), self.sizes, strict=True))
+        sizes = {"in_features": self.in_features, "out_features": self.out_features, "rank": self.rank}
+        return {**sizes, "bias": self.up.bias is not None}
 
     @property
     def weight(self) -> Tensor:
@@ -85,21 +86,20 @@ class ToyLowRank(CompressedLayer):
 
 @register_layer
 class ToyTable(CompressedLayer):
-    """An embedding (V, D) as int8 rows."""
+    """An embedding (V, D) as int8 rows; the scales have the model's type, which is the type of what it gives."""
 
     kind: ClassVar[str] = "toy_table"
-    keeps_dtype: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
         self.rows, self.width = rows, width
         self.codes = nn.Parameter(torch.empty(rows, width, dtype=torch.int8), requires_grad=False)
-        self.scale = nn.Parameter(torch.empty(rows, 1, dtype=torch.float32), requires_grad=False)
+        self.scale = nn.Parameter(torch.empty(rows, 1), requires_grad=False)
 
     @classmethod
     def of(cls, module: nn.Embedding) -> ToyTable:
         layer = cls(*module.weight.shape)
-        weight = module.weight.data.float()
+        weight = module.weight.data
         layer.scale.data = weight.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
         layer.codes.data = torch.round(weight / layer.scale.data).to(torch.int8)
         return layer
@@ -113,6 +113,27 @@ class ToyTable(CompressedLayer):
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.codes).to(self.scale.dtype) * F.embedding(ids, self.scale)
+
+
+@register_layer
+class ToyExactTable(ToyTable):
+    """The same with float32 scales in a model of any type; it gives bfloat16."""
+
+    kind: ClassVar[str] = "toy_exact_table"
+    keeps_dtype: ClassVar[frozenset[str]] = frozenset({"scale"})
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__(rows, width)
+        self.scale = nn.Parameter(self.scale.detach().to(torch.float32), requires_grad=False)
+
+    @classmethod
+    def of(cls, module: nn.Embedding) -> ToyTable:
+        layer = super().of(module)
+        layer.scale.data = layer.scale.data.float()
+        return layer
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids).to(torch.bfloat16)
 
 
 def _matrix(module: nn.Module) -> tuple[Tensor, Tensor | None]:

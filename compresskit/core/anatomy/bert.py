@@ -111,6 +111,7 @@ class DistilBert(Family):
 
     def sync_config(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
         model.config.n_layers = len(anatomy.blocks)
+        model.get_submodule(f"{anatomy.prefix}transformer").n_layers = len(anatomy.blocks)  # type: ignore[assignment]
         width = uniform([ffn.width for ffn in anatomy.ffns])
         if width is not None:
             model.config.hidden_dim = width
