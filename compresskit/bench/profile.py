@@ -53,7 +53,8 @@ def profile(model: PreTrainedModel, inputs: dict[str, torch.Tensor] | None = Non
         wanted += [(ffn.path, "ffn") for ffn in block.ffns]
     if body.output_embedding is not None:
         wanted.append((body.output_embedding, "head"))
-    members = {part.path: (part.path, *part.members) for part in (*body.attentions, *body.ffns)}
+    members = {part.path: (part.path, *part.members) for part in body.attentions}
+    members |= {part.path: (part.path, *part.members) for part in body.ffns}
     times = _time(model, [path for path, _ in wanted], inputs) if inputs is not None else {}
     counted: set[int] = set()
     outer: set[int] = set()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.batches import load_texts, random_batches, tokenize
+from compresskit.calibrate.batches import random_batches, tokenize
+from compresskit.calibrate.sources import load_texts
 from compresskit.calibrate.text import builtin_texts
 from compresskit.core.context import Batch
 from compresskit.recipe import Recipe
@@ -20,14 +22,14 @@ DOMAINS = ("documentation", "everyday")
 class RunData:
     """Tokenised data of a run. ``held_out`` maps a kind of text to its batches."""
 
-    calibration: list[Batch]
-    texts: list[str]
-    held_out: dict[str, list[Batch]]
+    calibration: Sequence[Batch]
+    texts: Sequence[str]
+    held_out: Mapping[str, Sequence[Batch]]
     probe: Batch
     synthetic: bool = False
 
 
-def prepare(model: PreTrainedModel, tokenizer: Any, recipe: Recipe, seed: int) -> RunData:
+def prepare(model: PreTrainedModel, tokenizer: Any, recipe: Recipe, seed: int, warn: Callable[[str], None]) -> RunData:
     """Texts as the recipe asks; random tokens, marked ``synthetic``, for a model without a tokenizer."""
     settings = recipe.calibration
     length = settings.max_length
@@ -35,7 +37,7 @@ def prepare(model: PreTrainedModel, tokenizer: Any, recipe: Recipe, seed: int) -
         batches = random_batches(model, samples=min(settings.samples, 64), max_length=min(length, 32), seed=seed)
         held = random_batches(model, samples=32, max_length=min(length, 32), seed=seed + 1)
         return RunData(batches, [], {"random tokens": held}, held[0], synthetic=True)
-    texts = load_texts(settings.data, settings.samples, seed=seed)
+    texts = load_texts(settings.data, settings.samples, seed=seed, warn=warn)
     held_texts = {domain: builtin_texts(HELD_OUT, seed, split="heldout", kinds=(domain,)) for domain in DOMAINS}
     held_out = {domain: tokenize(found, tokenizer, model, length) for domain, found in held_texts.items()}
     probe_texts = ["A short one.", held_texts["documentation"][0], held_texts["everyday"][0]]

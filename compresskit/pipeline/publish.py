@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from compresskit.bench.quick import compare
-from compresskit.calibrate.outputs import outputs_of
+from compresskit.calibrate.outputs import outputs_of, result_of
 from compresskit.checkpoint.prove import reload_and_run
-from compresskit.checkpoint.save import add_files, save_checkpoint
+from compresskit.checkpoint.save import add_files, publish_folder, save_checkpoint
 from compresskit.checkpoint.source import Source
 from compresskit.errors import GateError, ModelError
 from compresskit.pipeline.data import RunData
@@ -42,15 +45,16 @@ def publish(
     staged = output.with_name(f"{output.name}.ck-work") / "result"
     saved = save_checkpoint(model, staged, source=source, extra_files={"recipe.yaml": recipe.to_yaml()}, overwrite=True)
     result.native = saved.native
-    _prove(result, staged, data)
+    _prove(model, result, staged, data)
     result.after["disk_bytes"] = saved.disk_bytes
     result.quality = measure_quality(recipe, source, staged)
     verdicts = check_gates(recipe.gates, _measured(result, source, staged, recipe), max_drop=options.max_drop)
     result.gates = [verdict.to_dict() for verdict in verdicts]
     result.seconds = round(time.perf_counter() - started, 2)
     missed = [verdict for verdict in verdicts if not verdict.passed]
+    card = model_card(result.to_dict(), architecture=type(model).__name__)
     target = output.with_name(f"{output.name}.rejected") if missed else output
-    add_files(staged, {"report.json": report_json(result).encode(), "README.md": model_card(result).encode()})
+    add_files(staged, {"report.json": report_json(result).encode(), "README.md": card.encode()})
     publish_folder(staged, target, overwrite=options.overwrite or bool(missed))
     if missed:
         raise GateError(
@@ -79,12 +83,13 @@ def _measured(result: Result, source: Source, folder: Path, recipe: Recipe) -> d
     return measured
 
 
-def _prove(result: Result, folder: Path, data: RunData) -> None:
+def _prove(model: PreTrainedModel, result: Result, folder: Path, data: RunData) -> None:
     """Rule 4: reopen the saved files in a fresh process and compare, before anything is published."""
     batches = [data.probe, *(batches[0] for batches in data.held_out.values())]
-    expected = [outputs_of(result.model, batch) for batch in batches]
+    expected = [outputs_of(model, batch) for batch in batches]
     found = reload_and_run(folder, [dict(batch) for batch in batches])
-    difference = max(float((live - again).abs().max()) for live, again in zip(expected, found, strict=True))
+    again = [result_of(SimpleNamespace(**tensors)) for tensors in found]
+    difference = max(float((live - other).abs().max()) for live, other in zip(expected, again, strict=True))
     result.reload_max_abs_diff = difference
     if not difference <= 0.0:
         raise ModelError(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Listener:
     step: Callable[[dict[str, Any]], None] = lambda row: None
 
 
-def plan(model: str | Path, recipe: Any, *, options: Options | None = None) -> Plan:
+def plan(model: str | Path | None, recipe: Any, *, options: Options | None = None) -> Plan:
     """What ``apply`` would do.
 
     Args:
@@ -153,7 +154,7 @@ class _Run:
         self.warnings += made.warnings
         before = {"parameters": size_of(model).parameters, "disk_bytes": self._disk_before(model)}
         self._preflight(before["disk_bytes"])
-        data = prepare(model, tokenizer, self.recipe, self.options.seed)
+        data = prepare(model, tokenizer, self.recipe, self.options.seed, self.warnings.append)
         if data.synthetic:
             self.warnings.append("the model has no tokenizer: calibrated and compared on random tokens")
         reference = Reference.of(model, data.held_out, self._sentence_transformer())
@@ -214,17 +215,16 @@ class _Run:
         for number, step in enumerate(self.recipe.steps, 1):
             if number <= done:
                 continue
-            model, record = runner.run(
-                model,
-                number,
-                step,
-                lambda share, what, number=number: self.listener.progress((number - 1 + share) / total, what),
-            )
+            progress = partial(self._progress, number, total)
+            model, record = runner.run(model, number, step, progress)
             row = record.to_dict()
             workspace.finish_step(model, row)
             point(f"step.{number}.finished")
             self.listener.step(row)
         return model
+
+    def _progress(self, number: int, total: int, share: float, what: str) -> None:
+        self.listener.progress((number - 1 + share) / total, what)
 
     def _teacher(self, model: PreTrainedModel) -> Callable[[], PreTrainedModel]:
         """The model as it came in: reopened from its files, or copied before anything is changed."""

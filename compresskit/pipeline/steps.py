@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from compresskit.calibrate.blocks import BlockCalibration
 from compresskit.calibrate.outputs import outputs_of
 from compresskit.core import surgery
 from compresskit.core.compressor import Compressor
@@ -91,8 +92,11 @@ class StepRunner:
         seed: int,
     ) -> PreTrainedModel:
         torch.manual_seed(self.context.seed + seed)
+        walking = type(method).walk == "block"
+        walk = BlockCalibration(self.data.calibration)
         context = replace(
             self.context,
+            calibration=walk if walking else self.data.calibration,
             seed=self.context.seed + seed,
             progress=lambda share, what: progress(share, f"{label}: {what}"),
             warn=warnings.append,
@@ -101,6 +105,8 @@ class StepRunner:
         before, hooks = fingerprint(model), checks.hooks(model)
         progress(0.0, label)
         for sites in _portions(method, found.sites):
+            if walking and sites[0].block is not None:
+                walk.enter(model, sites[0].block)
             returned = method.apply(model, sites, context)
             model = returned if returned is not None else model
         model.eval()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from compresskit.calibrate.batches import random_batches
+from compresskit.calibrate.outputs import outputs_of, result_of
 from compresskit.checkpoint import save
 from compresskit.checkpoint.load import load_model
 from compresskit.checkpoint.prove import reload_and_run
@@ -38,15 +38,13 @@ def verify(folder: str | Path) -> Verification:
         SecurityError: the manifest names a path outside the folder.
     """
     path = Path(folder)
-    manifest = save.verify(path)
+    checked = save.verify(path)
     model = load_model(path)
     batch = random_batches(model, samples=2, max_length=16, batch_size=2, seed=0)[0]
-    with torch.no_grad():
-        live = model(**batch)
-    again = reload_and_run(path, [dict(batch)])[0]
-    difference = max(float((live[name] - values).abs().max()) for name, values in again.items())
+    again = result_of(SimpleNamespace(**reload_and_run(path, [dict(batch)])[0]))
+    difference = float((outputs_of(model, batch) - again).abs().max())
     if difference > 0:
         raise ModelError(
             "CK-L030", f"a fresh process computes other outputs, by up to {difference:.3e}", where=str(path)
         )
-    return Verification(str(path), manifest.files, manifest.disk_bytes, difference)
+    return Verification(str(path), checked.files, checked.disk_bytes, difference)
