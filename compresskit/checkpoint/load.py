@@ -110,6 +110,7 @@ class LayoutLoader(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         from compresskit.checkpoint import guard
+        from compresskit.checkpoint.memory import order_memory
 
         del vars(model)["_adjust_bias"]
         guard.restore(model, self.quantization_config.guard)
@@ -119,6 +120,7 @@ class LayoutLoader(HfQuantizer):
                 parameter.requires_grad_(False)
         _check_loaded(model, self._required)
         _fill_heads(model, self._heads)
+        order_memory(model)
         # Our layers take .half() and .float() well, and training as well; transformers refuses both by this mark.
         vars(model)["is_quantized"] = False
         return model
@@ -206,14 +208,17 @@ def _check_loaded(model: PreTrainedModel, required: set[str]) -> None:
 def describe(model: PreTrainedModel) -> CompressedConfig | None:
     """The ``quantization_config`` that rebuilds ``model`` as it now is, or None for a stock model.
 
+    The model's tensors are laid out as those of the reloaded one will be, so that both compute the same bits.
+
     Raises:
         ModelError: CK-L010 to CK-L021, if the model can't be described.
     """
     from compresskit.checkpoint import guard
     from compresskit.checkpoint.layout import read_layout
+    from compresskit.checkpoint.memory import order_memory
     from compresskit.checkpoint.skeleton import model_dtype
 
-    _order_memory(model)
+    order_memory(model)
     layout = read_layout(model)
     if not layout:
         return None
@@ -223,13 +228,6 @@ def describe(model: PreTrainedModel) -> CompressedConfig | None:
         guard=guard.choose(model),
         dtype=None if dtype == model.dtype else str(dtype).removeprefix("torch."),
     )
-
-
-def _order_memory(model: PreTrainedModel) -> None:
-    """Make every parameter contiguous, as the file will hold it: another order of memory rounds sums differently."""
-    for parameter in model.parameters():
-        if not parameter.is_contiguous():
-            parameter.data = parameter.data.contiguous()
 
 
 def state_to_write(model: PreTrainedModel, settings: CompressedConfig) -> dict[str, Tensor]:
@@ -293,6 +291,8 @@ def load_model(
     import torch
     import transformers
 
+    from compresskit.checkpoint.memory import order_memory
+
     cls = _class_to_load(Path(path), auto_class)
     try:
         model, report = cls.from_pretrained(
@@ -320,8 +320,9 @@ def load_model(
         )
     if not isinstance(model, transformers.PreTrainedModel):
         raise ModelError("CK-L042", f"{cls.__name__} makes no PreTrainedModel", where=str(path))
-    moved: PreTrainedModel = model.to(torch.device(device))  # type: ignore[arg-type]
-    return moved.eval()
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    order_memory(model)
+    return model.eval()
 
 
 def _architectures(path: Path) -> list[str]:

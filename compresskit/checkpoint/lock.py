@@ -135,7 +135,7 @@ def _replace_holder(descriptor: int, path: Path) -> None:
             raise _busy(path, str(before), f"if that run is over, delete {printable(path.name)}")
         if before.pid != me.pid and before.alive():
             raise _busy(path, str(before))
-        _logger.warning("compresskit: CK-I013: took over the lock of a run that is gone (%s)", before)
+        _logger.warning("compresskit: %s: took over the lock of a run that is gone (%s)", "CK-I013", before)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(asdict(me)).encode(), 0)
 

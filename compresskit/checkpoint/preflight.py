@@ -36,19 +36,20 @@ def check_output(output: str | Path, *, source: Source | None = None, overwrite:
         ResourceError: CK-I005, can't be written.
     """
     path = Path(os.path.abspath(_checked_name(output)))
-    _refuse_no_folder(path)
-    if source is not None:
-        _refuse_source(path, source.path)
-    there = os.path.lexists(path) or moved_aside(path)
-    if there and not overwrite:
-        raise UsageError(
-            "CK-I001",
-            f"{printable(path)} exists already",
-            fix="choose another output, or replace it with --overwrite",
-        )
-    if path.is_dir():
-        _refuse_other_content(path)
-    _try_to_write(path)
+    with storage_errors(path):
+        _refuse_no_folder(path)
+        if source is not None:
+            _refuse_source(path, source.path)
+        there = os.path.lexists(path) or moved_aside(path)
+        if there and not overwrite:
+            raise UsageError(
+                "CK-I001",
+                f"{printable(path)} exists already",
+                fix="choose another output, or replace it with --overwrite",
+            )
+        if path.is_dir():
+            _refuse_other_content(path)
+        _try_to_write(path)
     return path
 
 
@@ -99,9 +100,8 @@ def _refuse_no_folder(path: Path) -> None:
     elif path.is_mount():
         kind = "a mount point, which can't be replaced"
     else:
-        above = nearest_folder(path)
-        blocking = next((part for part in path.parents if part.is_relative_to(above) and not part.is_dir()), None)
-        if blocking is not None and os.path.lexists(blocking):
+        blocking = next((above for above in path.parents if os.path.lexists(above) and not above.is_dir()), None)
+        if blocking is not None:
             kind = f"below {printable(blocking.name)}, which is no folder"
     if kind:
         raise UsageError(
@@ -142,6 +142,4 @@ def _refuse_other_content(path: Path) -> None:
 
 def _try_to_write(path: Path) -> None:
     """Make and remove a folder where the output will be: rights, quotas and read-only mounts all show."""
-    with storage_errors(path):
-        probe = tempfile.mkdtemp(prefix=".ck-probe-", dir=nearest_folder(path.parent))
-        os.rmdir(probe)
+    os.rmdir(tempfile.mkdtemp(prefix=".ck-probe-", dir=nearest_folder(path.parent)))

@@ -154,9 +154,8 @@ def _read_result(folder: Path, count: int, output: str) -> Proof:
     return proof
 
 
-def _child(folder: Path, parent: int) -> None:
+def _run_job(folder: Path) -> None:
     """Body of the fresh process."""
-    _die_with_parent(parent)
     job = json.loads((folder / _JOB).read_text(encoding="utf-8"))
     import torch
     from safetensors.torch import load_file, save_file
@@ -190,10 +189,14 @@ def _load_as_users_do(path: Path) -> Any:
     import transformers
 
     import compresskit  # noqa: F401  (what a user writes to load our checkpoints)
+    from compresskit.checkpoint.memory import order_memory
 
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     cls = getattr(transformers, config["architectures"][0])
-    return cls.from_pretrained(path).eval()
+    model = cls.from_pretrained(path).eval()
+    # Where tensors begin in memory decides the last bits; for stock checkpoints nobody else takes care of it.
+    order_memory(model)
+    return model
 
 
 def tensors_of(output: Any) -> dict[str, Tensor]:
@@ -224,4 +227,5 @@ def _peak_rss_bytes() -> int:
 
 
 if __name__ == "__main__":
-    _child(Path(sys.argv[1]), int(sys.argv[2]))
+    _die_with_parent(int(sys.argv[2]))
+    _run_job(Path(sys.argv[1]))

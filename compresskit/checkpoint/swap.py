@@ -90,19 +90,19 @@ def recover(output: Path) -> list[str]:
     Returns:
         What was done, in sentences for the user.
     """
-    done = []
+    done: list[tuple[str, str]] = []
     aside = list(_siblings(output, ASIDE))
     if aside and not os.path.lexists(output):
         newest = max(aside, key=lambda path: path.stat().st_mtime_ns)
         newest.rename(output)
         aside.remove(newest)
-        done.append(f"CK-I010: a run was killed while it replaced {output}; the folder is back as it was before")
+        done.append(("CK-I010", f"a run was killed while it replaced {output}; the folder is back as it was before"))
     for path in (*aside, *_siblings(output, STAGED)):
         shutil.rmtree(path)
-        done.append(f"CK-I011: removed {path.name}, left by a run that was killed")
-    for sentence in done:
-        _logger.warning("compresskit: %s", sentence)
-    return done
+        done.append(("CK-I011", f"removed {path.name}, left by a run that was killed"))
+    for code, sentence in done:
+        _logger.warning("compresskit: %s: %s", code, sentence)
+    return [f"{code}: {sentence}" for code, sentence in done]
 
 
 def moved_aside(output: Path) -> bool:
