@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -103,6 +103,7 @@ def resolve(
     *,
     available: Sequence[Site] | None = None,
     taken: Mapping[str, str] | None = None,
+    expected: Collection[str] = (),
     strict: bool = False,
 ) -> Resolution:
     """The sites that ``method`` will change.
@@ -110,6 +111,7 @@ def resolve(
     Args:
         available: the candidate sites; by default read off ``model``.
         taken: module path -> the earlier step that replaced it, for the message.
+        expected: paths among ``available`` that an earlier step has yet to make; the method isn't asked about them.
         strict: make every skipped site an error.
 
     Raises:
@@ -129,7 +131,7 @@ def resolve(
     chosen = _select(method, sites, prefix, taken)
     chosen = _without_ignored(method, chosen, sites, prefix)
     _refuse_split_groups(chosen, sites)
-    return _without_refused(model, method, chosen, prefix, strict)
+    return _without_refused(model, method, chosen, prefix, expected, strict)
 
 
 def matching(pattern: str, site: Site, prefix: str) -> bool:
@@ -225,9 +227,15 @@ def _refuse_split_groups(chosen: list[Site], sites: list[Site]) -> None:
 
 
 def _without_refused(
-    model: PreTrainedModel, method: Compressor, chosen: list[Site], prefix: str, strict: bool
+    model: PreTrainedModel,
+    method: Compressor,
+    chosen: list[Site],
+    prefix: str,
+    expected: Collection[str],
+    strict: bool,
 ) -> Resolution:
-    reasons = dict(method.refuse(model, chosen))
+    there = [site for site in chosen if site.path not in expected]
+    reasons = dict(method.refuse(model, there)) if there else {}
     lost_groups = {site.group: reason for site, reason in reasons.items() if site.group is not None}
     for site in chosen:
         if site.group in lost_groups and site not in reasons:

@@ -98,7 +98,9 @@ def make_plan(model: PreTrainedModel, recipe: Recipe, source: Source | None, *, 
             warnings.append(f"{label} asks for nothing: {nothing}")
         _check_needs(label, method, recipe)
         found = tree.resolve(method, strict=strict)
-        saving = method.predicted_saving(model, tree.original(found.sites))
+        here = tree.original(found.sites)
+        # A method that changes what an earlier step makes can't tell from the model as it is.
+        saving = method.predicted_saving(model, here) if len(here) == len(found.sites) else None
         predicted = predicted - saving if predicted is not None and saving is not None else None
         tree.follow(label, method, found.sites)
         planned.append(
@@ -151,12 +153,15 @@ class _ExpectedTree:
                 sites.extend(self.children[site.path])
             elif not ({site.path, *site.members} & set(self.taken)) or site.kind in ("block", "model"):
                 sites.append(site)
-        return resolve(self.model, method, available=sites, taken=self.taken, strict=strict)
+        return resolve(self.model, method, available=sites, taken=self.taken, expected=self._made(), strict=strict)
 
     def original(self, sites: Sequence[Site]) -> list[Site]:
         """Those of ``sites`` that are in the model now; the others will be made by an earlier step."""
-        made = {child.path for children in self.children.values() for child in children}
+        made = self._made()
         return [site for site in sites if site.path not in made]
+
+    def _made(self) -> set[str]:
+        return {child.path for children in self.children.values() for child in children}
 
     def follow(self, label: str, method: Compressor, sites: Sequence[Site]) -> None:
         leaves = type(method).leaves
