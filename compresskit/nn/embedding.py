@@ -7,20 +7,24 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from compresskit.nn.base import CompressedLayer
+from compresskit.errors import ModelError
+from compresskit.nn.base import exporting
+from compresskit.nn.quantized import QuantizedLayer
 from compresskit.numerics.grids import asymmetric, pack_nibbles, symmetric, unpack_nibbles
 from compresskit.registry import register_layer
 
 Bits = Literal[4, 8]
 
 
-class _QuantizedTable(CompressedLayer):
+class _QuantizedTable(QuantizedLayer):
     """Codes of a (V, D) table: int8 and symmetric, or packed 4-bit with zero points; scales per group of a row."""
 
     keeps_dtype: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     def __init__(self, rows: int, columns: int, bits: Bits, group: int | None) -> None:
         super().__init__()
+        if bits not in (4, 8) or (group is not None and columns % group):
+            raise ValueError(f"no table of {columns} columns in {bits} bits with groups of {group}")
         self.rows, self.columns, self.bits, self.group = rows, columns, bits, group
         groups = 1 if group is None else columns // group
         if bits == 8:
@@ -48,16 +52,18 @@ class _QuantizedTable(CompressedLayer):
         """Float32 values of gathered rows: codes (…, ·), scale (…, G), zero (…, ·) or None."""
         scale = scale.float()
         groups = scale.shape[-1]
+        if zero is None and groups == 1:
+            return codes.float() * scale
         if zero is None:
             plain = codes.float().unflatten(-1, (groups, -1))
         else:
-            nibbles = unpack_nibbles(codes, self.columns).float().unflatten(-1, (groups, -1))
-            plain = nibbles - unpack_nibbles(zero, groups).float().unsqueeze(-1)
+            nibbles = _nibbles(codes, self.columns).unflatten(-1, (groups, -1))
+            plain = nibbles - _nibbles(zero, groups).unsqueeze(-1)
         return (plain * scale.unsqueeze(-1)).flatten(-2)
 
     @property
     def weight(self) -> Tensor:
-        return self._values(self.codes, self.scale, self.zero)
+        return self._values(self.codes, self.scale, self.zero).to(self.dtype)
 
     def parameter_count(self) -> int:
         return self.rows * self.columns
@@ -69,6 +75,16 @@ class _QuantizedTable(CompressedLayer):
         return f"{self.rows}, {self.columns}, bits={self.bits}, group={self.group}"
 
 
+def _nibbles(packed: Tensor, count: int) -> Tensor:
+    """``unpack_nibbles`` in float32."""
+    if not exporting():
+        return unpack_nibbles(packed, count).float()
+    # Exact as well, and without shifts of bytes, which the exporter takes for signed ones.
+    pairs = packed.float()
+    high = torch.floor(pairs / 16)
+    return torch.stack((pairs - 16 * high, high), dim=-1).flatten(-2)[..., :count]
+
+
 @register_layer
 class QuantizedEmbedding(_QuantizedTable):
     """An embedding table in 8 or 4 bits; a lookup dequantizes the rows that it gathers, and no others.
@@ -77,8 +93,7 @@ class QuantizedEmbedding(_QuantizedTable):
         rows, columns: V, D.
         bits: 8 (symmetric, float32 scales) or 4 (zero points, float16 scales fitted by least squares).
         group: columns that share a scale; None is the whole row.
-        padding_idx: as in ``nn.Embedding``.
-        dtype: of the result, as the model computes.
+        padding_idx: as in ``nn.Embedding``; kept for code that asks for it.
     """
 
     kind: ClassVar[str] = "quantized_embedding"
@@ -90,17 +105,26 @@ class QuantizedEmbedding(_QuantizedTable):
         bits: Bits,
         group: int | None = None,
         padding_idx: int | None = None,
-        dtype: str = "float32",
     ) -> None:
         super().__init__(rows, columns, bits, group)
-        self.padding_idx, self.dtype = padding_idx, dtype
+        self.padding_idx = padding_idx
 
     @classmethod
     def from_table(cls, table: nn.Embedding, bits: Bits, group: int | None = None) -> QuantizedEmbedding:
-        """Quantize ``table``."""
+        """Quantize ``table``.
+
+        Raises:
+            ModelError: CK-M050, if the table renormalises its rows as they are looked up.
+        """
+        if table.max_norm is not None:
+            raise ModelError(
+                "CK-M050",
+                "the table renormalises rows as they are looked up, and codes can't be changed so",
+                why=f"nn.Embedding has max_norm={table.max_norm}",
+                fix="leave this table out, with `ignore`",
+            )
         rows, columns = table.weight.shape
-        dtype = str(table.weight.dtype).removeprefix("torch.")
-        layer = cls(rows, columns, bits, group, table.padding_idx, dtype).to(table.weight.device)
+        layer = cls(rows, columns, bits, group, table.padding_idx).to(table.weight.device, table.weight.dtype)
         layer.fill(table.weight.detach())
         return layer
 
@@ -118,10 +142,10 @@ class QuantizedEmbedding(_QuantizedTable):
         look = torch.nn.functional.embedding
         zero = None if self.zero is None else look(ids, self.zero)
         values = self._values(look(ids, self.codes), look(ids, self.scale), zero)
-        return values.to(getattr(torch, self.dtype))
+        return values.to(self.dtype)
 
     def arguments(self) -> dict[str, Any]:
-        return {**super().arguments(), "padding_idx": self.padding_idx, "dtype": self.dtype}
+        return {**super().arguments(), "padding_idx": self.padding_idx}
 
 
 @register_layer

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from compresskit.nn.base import CompressedLayer, exporting
-from compresskit.numerics.grids import activation_grid, symmetric
+from compresskit.nn.base import exporting
+from compresskit.nn.quantized import QuantizedLayer
+from compresskit.numerics import integer
+from compresskit.numerics.grids import symmetric
 from compresskit.registry import register_layer
 
 Activations = Literal["token", "tensor"]
+# Of the ONNX operators that the forward pass is written in.
+_OPSET = 21
 
 
 @register_layer
-class Int8Linear(CompressedLayer):
+class Int8Linear(QuantizedLayer):
     """y = W x + b with int8 weights, one scale a row of W, and uint8 activations quantized as they come.
 
     The forward pass computes what ONNX Runtime does with the exported nodes: exact int32 sums of products, then the
-    scales. Gradients pass straight through the rounding (Bengio et al. 2013), so that biases, norms and whatever else
-    is float can be fine-tuned.
+    scales, in float32. Gradients pass straight through the rounding (Bengio et al. 2013, arXiv 1308.3432), so that
+    biases, norms and whatever else is float can be fine-tuned.
 
     Args:
         in_features, out_features: I, O.
@@ -34,6 +37,8 @@ class Int8Linear(CompressedLayer):
 
     def __init__(self, in_features: int, out_features: int, bias: bool, activations: Activations = "token") -> None:
         super().__init__()
+        if activations not in ("token", "tensor"):
+            raise ValueError(f"activations are quantized by 'token' or by 'tensor', not {activations!r}")
         self.in_features, self.out_features, self.activations = in_features, out_features, activations
         codes = torch.empty(out_features, in_features, dtype=torch.int8)
         self.weight_codes = nn.Parameter(codes, requires_grad=False)
@@ -42,10 +47,10 @@ class Int8Linear(CompressedLayer):
 
     @classmethod
     def from_weight(cls, weight: Tensor, bias: Tensor | None, activations: Activations = "token") -> Int8Linear:
-        """Quantize ``weight`` (O, I), symmetric per row, to the nearest code."""
+        """Quantize ``weight`` (O, I), symmetric per row, to the nearest code; the model computes in its dtype."""
         out_features, in_features = weight.shape
-        layer = cls(in_features, out_features, bias is not None, activations).to(weight.device)
-        grid = symmetric(weight, 8)
+        layer = cls(in_features, out_features, bias is not None, activations).to(weight.device, weight.dtype)
+        grid = symmetric(weight.detach(), 8)
         layer.weight_codes.data, layer.weight_scale.data = grid.codes, grid.scale.reshape(-1)
         if layer.bias is not None and bias is not None:
             layer.bias.data = bias.detach().clone()
@@ -61,83 +66,75 @@ class Int8Linear(CompressedLayer):
 
     @property
     def weight(self) -> Tensor:
-        return self.weight_codes.float() * self.weight_scale[:, None]
+        return (self.weight_codes.float() * self.weight_scale[:, None]).to(self.dtype)
 
     def parameter_count(self) -> int:
         return self.weight_codes.numel() + (0 if self.bias is None else self.bias.numel())
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, I) -> (…, O), in the dtype of ``x``."""
         if exporting():
-            result = self._onnx(x)
+            return self._onnx(x.float()).to(x.dtype)
+        per_token = self.activations == "token"
+        rows = x.reshape(-1, self.in_features).float()
+        if torch.is_grad_enabled() and rows.requires_grad:
+            result = cast(Tensor, _StraightThrough.apply(rows, self.weight_codes, self.weight_scale, per_token))
         else:
-            result = cast(
-                Tensor, _IntegerMatmul.apply(x, self.weight_codes, self.weight_scale, self.activations == "token")
-            )
-        return result if self.bias is None else result + self.bias
+            result = integer.linear(rows, self.weight_codes, self.weight_scale, per_token=per_token)
+        if self.bias is not None:
+            result = result + self.bias
+        return result.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
     def _onnx(self, x: Tensor) -> Tensor:
-        """The nodes of the ONNX file: integer products, and the scales in an order that no fusion misreads."""
-        codes = self.weight_codes.T
+        """The nodes of the ONNX file."""
         shape = (*x.shape[:-1], self.out_features)
+        # As (I, O); the exporter stores it so.
+        codes = self.weight_codes.T
         if self.activations == "tensor":
             quantized, step, zero = torch.onnx.ops.symbolic_multi_out(
                 "DynamicQuantizeLinear",
                 (x,),
                 dtypes=(torch.uint8, torch.float32, torch.uint8),
                 shapes=(x.shape, (), ()),
-                version=21,
+                version=_OPSET,
             )
-            products = torch.onnx.ops.symbolic(
-                "MatMulInteger", (quantized, codes, zero), dtype=torch.int32, shape=shape, version=21
-            )
-            return products.float() * (step * self.weight_scale)
-        quantized, step, zero = activation_grid(x, per_token=True)
-        products = torch.onnx.ops.symbolic(
-            "MatMulInteger", (quantized.to(torch.uint8), codes), dtype=torch.int32, shape=shape, version=21
+            products = _matmul_integer(quantized, codes, zero, shape)
+            result = products.float() * (step * self.weight_scale)
+            return result if self.bias is None else result + self.bias.float()
+        step, zero = integer.activation_range(x, per_token=True)
+        one, none = x.new_ones(()), x.new_zeros((), dtype=torch.uint8)
+        # QuantizeLinear rounds, clips and casts in one pass. Its scale must be one number: rows are divided before.
+        quantized = torch.onnx.ops.symbolic(
+            "QuantizeLinear", (x / step + zero, one, none), dtype=torch.uint8, shape=x.shape, version=_OPSET
         )
-        sums = self.weight_codes.sum(1, dtype=torch.int32)
+        products = _matmul_integer(quantized, codes, x.new_full((), 128, dtype=torch.uint8), shape)
+        sums = self.weight_codes.sum(1, dtype=torch.int32) * self.weight_scale
+        shift = (128 - zero) * step
+        if self.bias is None:
+            correction = shift @ sums[None]
+        else:
+            # One thin matrix product instead of two passes over the result.
+            correction = torch.cat((shift, torch.ones_like(shift)), -1) @ torch.stack((sums, self.bias.float()))
         # ONNX Runtime reads Mul(Cast(products), Mul(step, scale)) as if `step` were one number: keep them apart.
-        return (products - zero.to(torch.int32) * sums).float() * self.weight_scale * step
+        return products.float() * self.weight_scale * step + correction
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, activations={self.activations}"
 
 
-class _IntegerMatmul(torch.autograd.Function):
-    """Quantize activations, multiply integers, scale back; the gradient is that of the float product."""
+def _matmul_integer(left: Tensor, right: Tensor, zero: Tensor, shape: tuple[Any, ...]) -> Tensor:
+    return torch.onnx.ops.symbolic("MatMulInteger", (left, right, zero), dtype=torch.int32, shape=shape, version=_OPSET)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """``integer.linear`` with the gradient of the float product."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, per_token: bool) -> Tensor:
         ctx.save_for_backward(codes, scale)
-        rows = x.reshape(-1, x.shape[-1]).float()
-        if rows.shape[0] == 0:
-            return x.new_zeros(*x.shape[:-1], codes.shape[0])
-        quantized, step, zero = activation_grid(rows, per_token=per_token)
-        # Signed codes for the kernel: shifting codes and zero points by 128 changes no difference between them.
-        products = integer_matmul((quantized - 128).to(torch.int8), codes)
-        sums = codes.sum(1, dtype=torch.int32)
-        exact = products - (zero - 128).to(torch.int32) * sums
-        result = exact.float() * scale * step if per_token else exact.float() * (step * scale)
-        return result.to(x.dtype).reshape(*x.shape[:-1], codes.shape[0])
+        return integer.linear(x, codes, scale, per_token=per_token)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         codes, scale = ctx.saved_tensors
-        gradient = gradients[0]
-        return (gradient * scale.to(gradient.dtype)) @ codes.to(gradient.dtype), None, None, None
-
-
-def integer_matmul(left: Tensor, right: Tensor) -> Tensor:
-    """Exact ``left @ right.T`` of int8 matrices (N, I) and (O, I), int32 (N, O)."""
-    if left.is_cuda or _kernel_is_exact():
-        return torch._int_mm(left.contiguous(), right.T)
-    return (left.double() @ right.double().T).round().to(torch.int32)
-
-
-@cache
-def _kernel_is_exact() -> bool:
-    """Whether this CPU's int8 kernel keeps every bit at the extremes: without VNNI some saturate at 16 bits."""
-    left = torch.full((17, 256), 127, dtype=torch.int8)
-    right = torch.full((16, 256), -127, dtype=torch.int8)
-    left[::2] = -128
-    return torch.equal(torch._int_mm(left, right.T), (left.double() @ right.double().T).to(torch.int32))
+        return (gradients[0] * scale) @ codes.to(gradients[0].dtype), None, None, None
