@@ -46,6 +46,7 @@ _LIMITS = {
     ),
 }  # fmt: skip
 
+_RESTORE = "restore config.json from where the model came from"
 _CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 
@@ -98,14 +99,14 @@ def check_config(config: Any, where: str) -> dict[str, Any]:
             other software.
     """
     if not isinstance(config, dict):
-        raise ModelError("CK-M006", "config.json is no JSON object", where=where)
+        raise ModelError("CK-M006", "config.json is no JSON object", where=where, fix=_RESTORE)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not _MODEL_TYPE.fullmatch(model_type):
         raise ModelError(
             "CK-M006",
             "config.json names no model type",
             where=where,
-            fix="it must be the config.json that transformers' save_pretrained wrote",
+            fix=_RESTORE,
         )
     _check_classes(config.get("architectures"), where)
     for place, key, value in walk({name: part for name, part in config.items() if name != "quantization_config"}):
@@ -120,7 +121,9 @@ def _check_classes(names: Any, where: str) -> None:
         return
     good = isinstance(names, list) and all(isinstance(name, str) and _CLASS_NAME.fullmatch(name) for name in names)
     if not good:
-        raise ModelError("CK-M006", "`architectures` of config.json is no list of class names", where=where)
+        raise ModelError(
+            "CK-M006", "`architectures` of config.json is no list of class names", where=where, fix=_RESTORE
+        )
 
 
 def _check_size(place: str, value: Any, limit: int, where: str) -> None:
@@ -130,7 +133,7 @@ def _check_size(place: str, value: Any, limit: int, where: str) -> None:
             f"{printable(place, 80)} is {printable(repr(value), 40)}",
             where=where,
             why=f"it must be a whole number from 0 to {limit}",
-            fix="restore config.json from where the model came from",
+            fix=_RESTORE,
         )
 
 

@@ -176,13 +176,21 @@ class Source:
                 path = regular_file(self.path, name, any_link=self._any_link)
                 self._json[name] = read_json(path, contents.TOKENIZER_BYTES if name == "tokenizer.json" else limit)
             except FileNotFoundError:
-                raise ModelError("CK-M002", f"{name} can't be read", where=printable(self.path)) from None
+                raise self._gone(name) from None
             value = self._json[name][0]
             if name == "tokenizer.json":
                 check_tokenizer_pattern(value, printable(path))
             elif name != contents.INDEX:
                 refuse_code(value, printable(path), trusted=self.trust_remote_code)
         return self._json[name][0]
+
+    def _gone(self, name: str) -> ModelError:
+        return ModelError(
+            "CK-M002",
+            f"{name} is missing, or a link to nothing",
+            where=printable(self.path),
+            fix="fetch the model again",
+        )
 
     def _read_if_there(self, name: str) -> Any:
         return self._read(name) if (self.path / name).exists() or (self.path / name).is_symlink() else None
@@ -199,7 +207,7 @@ class Source:
             try:
                 found[name] = self._checked(name, role)
             except FileNotFoundError:
-                raise ModelError("CK-M002", f"{name} can't be read", where=printable(self.path)) from None
+                raise self._gone(name) from None
         return found
 
     def _checked(self, name: str, role: Role) -> SourceFile:

@@ -1,0 +1,84 @@
+"""What the tests of faults share: checkpoints to damage, and the report of the process that is killed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests import models
+from tests.conftest import ROOT
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture(scope="session")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What ``tests.faults.victim`` found; made once, also when several workers ask."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    report = shared / "killed.json"
+    with (shared / "killed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not report.is_file():
+            folder = shared / "killed"
+            folder.mkdir()
+            ran = subprocess.run(
+                [sys.executable, "-m", "tests.faults.victim", str(folder)],
+                cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+            )  # fmt: skip
+            assert ran.returncode == 0, ran.stderr
+            report.write_text(ran.stdout)
+    found: dict[str, Any] = json.loads(report.read_text())
+    return found
+
+
+class Folder:
+    """A small checkpoint on disk that a test damages."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.weights = path / "model.safetensors"
+
+    def tensors(self, change: Change) -> Path:
+        """Change the tensors of the weight file."""
+        content = load_file(self.weights)
+        change(content)
+        save_file(content, self.weights, metadata={"format": "pt"})
+        return self.path
+
+    def json(self, change: Change, name: str = "config.json") -> Path:
+        """Change the object in a JSON file."""
+        content = json.loads((self.path / name).read_text())
+        change(content)
+        (self.path / name).write_text(json.dumps(content))
+        return self.path
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Folder:
+    """A tiny BERT."""
+    return Folder(models.write_checkpoint(models.tiny("bert"), tmp_path / "bert", with_tokenizer=False))
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Folder:
+    """A tiny GPT-2 with its tied language head."""
+    return Folder(models.write_checkpoint(models.tiny("gpt2", task="lm"), tmp_path / "gpt2", with_tokenizer=False))
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Folder:
+    """A tiny BERT in several weight files."""
+    model = models.tiny("bert")
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="200KB")
+    return Folder(tmp_path / "sharded")
