@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stopped: list[int] = []
     previous = _install_handlers(stopped)
     _never_fail_to_print()
+    # The bars of libraries would run into ours; child processes inherit this.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return _run(words)
     except KeyboardInterrupt:

@@ -101,7 +101,7 @@ def make_plan(model: PreTrainedModel, recipe: Recipe, source: Source | None, *, 
         here = tree.original(found.sites)
         # A method that changes what an earlier step makes can't tell from the model as it is.
         saving = method.predicted_saving(model, here) if len(here) == len(found.sites) else None
-        predicted = predicted - saving if predicted is not None and saving is not None else None
+        predicted = _less(predicted, saving, before)
         tree.follow(label, method, found.sites)
         planned.append(
             PlannedStep(
@@ -124,6 +124,13 @@ def make_plan(model: PreTrainedModel, recipe: Recipe, source: Source | None, *, 
         predicted,
         warnings,
     )
+
+
+def _less(predicted: int | None, saving: int | None, before: int) -> int | None:
+    """Bytes after a step that would save ``saving`` of the ``before`` bytes of the source; earlier steps left less."""
+    if predicted is None or saving is None:
+        return None
+    return predicted - round(saving * predicted / before)
 
 
 def step_label(number: int, method: Compressor) -> str:

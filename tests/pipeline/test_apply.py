@@ -1,0 +1,189 @@
+"""Whole runs on a tiny model: the artifact, its report, gates, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import compresskit
+from compresskit import pipeline
+from compresskit.errors import CompressKitError, GateError, ModelError, UsageError
+from tests import models
+from tests.pipeline.conftest import recipe
+
+STEPS = recipe({"pruning.ffn": {"keep": 0.5}}, "quantization.int8", {"quantization.embedding": {"bits": 8}})
+
+
+@pytest.fixture(scope="module")
+def done(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pipeline.Result]:
+    output = tmp_path_factory.mktemp("done") / "out"
+    return output, pipeline.apply(source, STEPS, output)
+
+
+def test_result_says_what_the_files_say(done: tuple[Path, pipeline.Result], source: Path) -> None:
+    output, result = done
+    content = result.to_dict()
+    assert json.loads((output / "report.json").read_text())["steps"] == json.loads(json.dumps(content["steps"]))
+    assert result.reload_max_abs_diff == 0.0
+    assert not result.native
+    served = [file for file in output.iterdir() if file.suffix in (".safetensors",) or file.name in ("config.json", "tokenizer.json", "tokenizer_config.json")]  # fmt: skip
+    assert result.after["disk_bytes"] == sum(file.stat().st_size for file in served)
+    assert result.after["disk_bytes"] < 0.5 * result.before["disk_bytes"]
+    assert [step["method"] for step in result.steps] == ["pruning.ffn", "quantization.int8", "quantization.embedding"]
+    for step in result.steps:
+        assert step["sites"]
+        assert {"parameters", "bytes", "seconds", "fidelity"} <= set(step)
+    assert 0.9 < result.fidelity["cosine_min"] <= result.fidelity["cosine_mean"] <= 1.0
+    assert set(result.fidelity["domains"]) == {"documentation", "everyday"}
+
+
+def test_folder_is_complete_and_nothing_is_left_beside_it(done: tuple[Path, pipeline.Result]) -> None:
+    output, _ = done
+    names = {file.name for file in output.iterdir()}
+    assert {"config.json", "model.safetensors", "recipe.yaml", "report.json", "README.md", "manifest.json"} <= names
+    assert [item.name for item in output.parent.iterdir()] == [output.name]
+    card = (output / "README.md").read_text()
+    assert "import compresskit" in card
+    assert str(output) not in (output / "recipe.yaml").read_text()
+
+
+def test_reloads_plainly_and_equals_the_live_model(done: tuple[Path, pipeline.Result]) -> None:
+    output, result = done
+    again = transformers.AutoModel.from_pretrained(output)
+    batch = models.inputs("bert", padded=True)
+    assert result.model is not None
+    assert torch.equal(models.output(again.eval(), batch), models.output(result.model, batch))
+    assert pipeline.verify(output).reload_max_abs_diff == 0.0
+
+
+def test_resolved_recipe_gives_the_same_weights_again(
+    done: tuple[Path, pipeline.Result], source: Path, tmp_path: Path
+) -> None:
+    output, _ = done
+    pipeline.apply(source, output / "recipe.yaml", tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
+
+
+def test_loaded_model_in_python(source: Path) -> None:
+    model = models.tiny("gpt2", task="lm")
+    result = compresskit.apply(model, recipe({"pruning.ffn": {"keep": 0.5}}), tokenizer=models.tokenizer())
+    assert result.output is None
+    assert result.model is model
+    assert {"kl_mean", "top1_agreement"} <= set(result.fidelity)
+    with pytest.raises(UsageError) as caught:
+        compresskit.apply(models.tiny("bert"), STEPS, source.parent / "x")
+    assert caught.value.code == "CK-U014"
+
+
+def test_f09_existing_output_is_kept(done: tuple[Path, pipeline.Result], source: Path) -> None:
+    output, _ = done
+    before = (output / "manifest.json").read_bytes()
+    with pytest.raises(UsageError) as caught:
+        pipeline.apply(source, STEPS, output)
+    assert caught.value.code == "CK-I001"
+    assert (output / "manifest.json").read_bytes() == before
+
+
+def test_f43_the_same_recipe_again_finds_no_site(done: tuple[Path, pipeline.Result], tmp_path: Path) -> None:
+    output, _ = done
+    with pytest.raises(CompressKitError) as caught:
+        pipeline.apply(output, recipe("quantization.int8"), tmp_path / "twice")
+    assert caught.value.code == "CK-T010"
+    assert not (tmp_path / "twice").exists()
+
+
+def test_f56_missed_gate_publishes_nothing(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    steps = recipe("quantization.int8", gates={"size": "<= 0.01x"})
+    with pytest.raises(GateError) as caught:
+        pipeline.apply(source, steps, output)
+    assert caught.value.exit_code == 1
+    assert not output.exists()
+    kept = json.loads((tmp_path / "out.rejected" / "report.json").read_text())
+    assert [gate["passed"] for gate in kept["gates"]] == [False]
+
+
+def test_gates_that_hold_are_reported(source: Path, tmp_path: Path) -> None:
+    steps = recipe("quantization.int8", gates={"size": "<= 0.9x", "fidelity": ">= -5pp"})
+    result = pipeline.apply(source, steps, tmp_path / "out", options=pipeline.Options(max_drop=5.0))
+    assert [gate["passed"] for gate in result.gates] == [True, True, True]
+
+
+class Stop(BaseException):
+    """Stands for a kill between two steps."""
+
+
+def _stopping_after(count: int) -> pipeline.Listener:
+    seen: list[dict[str, Any]] = []
+
+    def step(row: dict[str, Any]) -> None:
+        seen.append(row)
+        if len(seen) == count:
+            raise Stop
+
+    return pipeline.Listener(step=step)
+
+
+def test_resume_goes_on_after_the_last_finished_step(
+    done: tuple[Path, pipeline.Result], source: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(Stop):
+        pipeline.apply(source, STEPS, output, listener=_stopping_after(2))
+    assert not output.exists()
+    rows: list[dict[str, Any]] = []
+    result = pipeline.apply(
+        source, STEPS, output, options=pipeline.Options(resume=True), listener=pipeline.Listener(step=rows.append)
+    )
+    assert [row["method"] for row in rows] == ["quantization.embedding"], "finished steps are not run again"
+    assert len(result.steps) == 3
+    assert (output / "model.safetensors").read_bytes() == (done[0] / "model.safetensors").read_bytes()
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out"]
+
+
+def test_f54_resume_with_another_recipe_is_refused(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(Stop):
+        pipeline.apply(source, STEPS, output, listener=_stopping_after(1))
+    other = recipe({"pruning.ffn": {"keep": 0.25}}, "quantization.int8")
+    with pytest.raises(UsageError) as caught:
+        pipeline.apply(source, other, output, options=pipeline.Options(resume=True))
+    assert caught.value.code == "CK-U013"
+    assert "recipe" in caught.value.why
+    with pytest.raises(UsageError) as caught:
+        pipeline.apply(source, other, tmp_path / "never", options=pipeline.Options(resume=True))
+    assert caught.value.code == "CK-U012"
+
+
+def test_f17_source_that_changes_meanwhile(tmp_path: Path) -> None:
+    source = models.write_checkpoint(models.tiny("bert"), tmp_path / "source")
+
+    def touch(row: dict[str, Any]) -> None:
+        weights = bytearray((source / "model.safetensors").read_bytes())
+        weights[-1] ^= 1
+        (source / "model.safetensors").write_bytes(weights)
+
+    with pytest.raises(ModelError):
+        pipeline.apply(source, recipe("quantization.int8"), tmp_path / "out", listener=pipeline.Listener(step=touch))
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_without_tokenizer_says_so(tmp_path: Path) -> None:
+    source = models.write_checkpoint(models.tiny("llama", task="lm"), tmp_path / "source", with_tokenizer=False)
+    result = pipeline.apply(source, recipe("quantization.int8"), tmp_path / "out")
+    assert any("random tokens" in warning for warning in result.warnings)
+    assert os.path.exists(tmp_path / "out" / "manifest.json")
+
+
+def test_stock_result_needs_no_compresskit(source: Path, tmp_path: Path) -> None:
+    result = pipeline.apply(source, recipe({"pruning.layers": {"drop": [1]}}), tmp_path / "out")
+    assert result.native
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert config["num_hidden_layers"] == models.LAYERS - 1
