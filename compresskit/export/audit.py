@@ -1,0 +1,111 @@
+"""Is what is integer in the model integer in the file, stored once, and nowhere else as float?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compresskit.errors import ExportError
+from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
+from compresskit.nn.int8 import Int8Linear
+
+_SMALL = 1024
+"""Bytes below which a tensor stored twice is of no interest."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the file holds.
+
+    Args:
+        integer_layers: int8 linear layers whose codes are in the file. tables: quantized tables likewise.
+        integer_bytes, float_bytes: of integer and float weights in the file.
+        weights: number of weights. operators: how many nodes of each kind.
+    """
+
+    integer_layers: int
+    tables: int
+    integer_bytes: int
+    float_bytes: int
+    weights: int
+    operators: dict[str, int]
+
+
+def audit(path: Path, model: nn.Module) -> Audit:
+    """Compare the weights of the file ``path`` with the layers of ``model``.
+
+    Raises:
+        ExportError: CK-X008, codes are missing, held as float too, or a weight is stored twice.
+    """
+    import onnx
+
+    proto = onnx.load(str(path))
+    arrays = {weight.name: onnx.numpy_helper.to_array(weight) for weight in proto.graph.initializer}
+    stored: dict[str, str] = {}
+    for name, array in arrays.items():
+        key = _digest(array)
+        if key in stored and array.nbytes > _SMALL:
+            raise _refused(f"{name} and {stored[key]} are the same weight, stored twice", path)
+        stored[key] = name
+    floats = [array for array in arrays.values() if array.dtype.kind == "f" and array.nbytes > _SMALL]
+    layers = tables = 0
+    for name, module in model.named_modules():
+        if isinstance(module, Int8Linear):
+            layers += 1
+            _require_codes(name, module.weight_codes, stored, path)
+        elif isinstance(module, (QuantizedEmbedding, QuantizedHead)):
+            tables += 1
+            _require_codes(name, module.codes, stored, path)
+        else:
+            continue
+        _refuse_float(name, module.weight, floats, path)
+    sizes = Counter[str]()
+    for array in arrays.values():
+        sizes["float" if array.dtype.kind == "f" else "integer"] += array.nbytes
+    operators = dict(sorted(Counter(node.op_type for node in proto.graph.node).items()))
+    return Audit(layers, tables, sizes["integer"], sizes["float"], len(arrays), operators)
+
+
+def _digest(array: np.ndarray[Any, Any]) -> str:
+    content = np.ascontiguousarray(array)
+    return hashlib.sha256(f"{content.dtype}{content.shape}".encode() + content.tobytes()).hexdigest()
+
+
+def _require_codes(name: str, codes: Tensor, stored: dict[str, str], path: Path) -> None:
+    array = codes.detach().cpu().numpy()
+    if _digest(array) not in stored and _digest(array.T) not in stored:
+        raise _refused(f"the {array.dtype} codes of {name} are not in the file", path)
+
+
+def _refuse_float(name: str, weight: Tensor, floats: list[np.ndarray[Any, Any]], path: Path) -> None:
+    """No float weight of the file may be ``weight`` (O, I), its transposition, or its bare codes."""
+    values = weight.detach().float().cpu()
+    for array in floats:
+        for oriented in (array, array.T):
+            if oriented.shape != tuple(values.shape):
+                continue
+            other = torch.from_numpy(np.ascontiguousarray(oriented)).float()
+            if _proportional(values[0], other[0]) and torch.allclose(values, other, rtol=1e-3, atol=1e-6):
+                raise _refused(f"{name} is in the file as float too", path)
+
+
+def _proportional(left: Tensor, right: Tensor) -> bool:
+    """A quick look at one row before comparing all."""
+    return bool(torch.nn.functional.cosine_similarity(left, right, dim=0) > 0.999)
+
+
+def _refused(what: str, path: Path) -> ExportError:
+    return ExportError(
+        "CK-X008",
+        what,
+        where=path.name,
+        why="the exporter changed the weights, so the file is larger than the model or computes something else",
+        fix="please report it with the model's name. Nothing was written.",
+    )

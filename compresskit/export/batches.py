@@ -1,0 +1,49 @@
+"""The inputs that a file is checked on: real text, random tokens, and the edges of what a graph may meet."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from compresskit.calibrate.batches import longest_input
+from compresskit.export.generation import decode_inputs
+from compresskit.export.graph import input_names, sample_inputs
+
+_LONG = 192
+_TEXTS = (
+    "The harbour is closed until the storm has passed.",
+    "Yes.",
+    "A list of numbers: 3, 14, 159 and 2653.",
+    "She asked whether the train to the coast still runs on Sundays, since the timetable at the station was out of "
+    "date and nobody there could say.",
+)
+
+
+def forward_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, dict[str, Tensor]]:
+    """Batches by name for a graph without a cache."""
+    names = input_names(model, tokenizer)
+    long = min(longest_input(model, tokenizer), _LONG)
+    found = {
+        "one token": sample_inputs(model, names, 1, 1, seed=1),
+        "random": sample_inputs(model, names, 2, min(16, long), seed=2),
+        "padded": sample_inputs(model, names, 3, min(13, long), padded=True, seed=3),
+        "long": sample_inputs(model, names, 1, long, seed=4),
+    }
+    if tokenizer is not None and tokenizer.pad_token_id is not None and set(names) <= set(tokenizer.model_input_names):
+        encoded = tokenizer(
+            list(_TEXTS), padding=True, padding_side="right", truncation=True, max_length=long, return_tensors="pt"
+        )
+        if int(encoded["input_ids"].max()) < model.config.get_text_config().vocab_size:
+            found["text"] = {name: encoded[name] for name in names}
+    return found
+
+
+def decode_batches(model: PreTrainedModel) -> dict[str, dict[str, Tensor]]:
+    """Batches by name for a step with a cache; the past is at least one token long."""
+    long = min(longest_input(model, None) - 1, _LONG)
+    return {
+        "one token before": decode_inputs(model, 1, 1, seed=1),
+        "random": decode_inputs(model, 2, min(16, long), seed=2),
+        "padded": decode_inputs(model, 3, min(13, long), padded=True, seed=3),
+        "long": decode_inputs(model, 1, long, seed=4),
+    }

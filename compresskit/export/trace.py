@@ -1,0 +1,149 @@
+"""From a task to an ONNX graph in memory, by transformers' own exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from compresskit.checkpoint.quiet import quiet_transformers
+from compresskit.errors import ExportError
+from compresskit.export.graph import Task
+from compresskit.nn.base import exporting
+from compresskit.nn.int8 import Int8Linear
+
+Profile = Literal["fast", "portable"]
+
+OPSETS: dict[str, int] = {"fast": 23, "portable": 21}
+"""23 is the first with ``Attention`` as one operator; 21 is read by every runtime of the last years."""
+
+OLDEST, NEWEST = 21, 24
+_REGISTRATION = "torch.onnx._internal.exporter._registration"
+
+
+def trace(task: Task, opset: int) -> Any:
+    """The graph of ``task`` as an ``onnx_ir.Model``.
+
+    Raises:
+        ExportError: CK-X001, an operation can't be exported; CK-X002, the exporter isn't installed.
+    """
+    try:
+        from transformers.exporters import OnnxConfig, OnnxExporter
+    except ImportError as error:
+        raise ExportError(
+            "CK-X002", "transformers has no ONNX exporter", why=str(error), fix="pip install 'transformers>=5.23'"
+        ) from error
+    shapes = {
+        name: {axis: torch.export.Dim.AUTO for axis, dimension in enumerate(dimensions) if dimension is not None}
+        for name, dimensions in zip(task.sample, task.inputs.values(), strict=True)
+    }
+    config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=opset)
+    with _silence():
+        try:
+            return OnnxExporter().export(task.module, task.sample, config=config).program  # type: ignore[arg-type]
+        except Exception as error:  # torch.export and the converter raise whatever an operator raises
+            raise ExportError(
+                "CK-X001",
+                f"the graph {task.name!r} of {type(_inner(task.module)).__name__} could not be traced",
+                where=_place(error),
+                why=_cause(error),
+                fix="export the model without the step that put this layer there, and tell us",
+            ) from error
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    return getattr(module, "model", module)
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the innermost error: the outer ones say only that exporting failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+def _place(error: BaseException) -> str:
+    """The function of the model's code where tracing stopped, file and line left out."""
+    found = ""
+    trail = error.__traceback__
+    while trail is not None:
+        name = trail.tb_frame.f_globals.get("__name__", "")
+        if name.startswith(("transformers.models.", "compresskit.nn.")):
+            found = f"{name}.{trail.tb_frame.f_code.co_qualname}"
+        trail = trail.tb_next
+    return found
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Exporters print on stdout, log and warn about themselves; what matters is checked afterwards."""
+    logger = logging.getLogger(_REGISTRATION)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_transformers():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def traceable_attention(model: PreTrainedModel) -> Iterator[None]:
+    """T5's position bias defeats the exporter's fused attention: plain attention for a while, then what was before.
+
+    Attentions that compresskit replaced keep computing what their settings say.
+    """
+    if not any(hasattr(module, "has_relative_attention_bias") for module in model.modules()):
+        yield
+        return
+    configs = {id(module.config): module.config for module in model.modules() if isinstance(module, PreTrainedModel)}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = "eager"
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+
+
+@contextlib.contextmanager
+def lowering(profile: Profile) -> Iterator[None]:
+    """While open, integer layers compute, in torch and in the graph, what ``profile`` says.
+
+    ``portable``: weights only are int8, by DequantizeLinear; activations stay float.
+    """
+    if profile != "portable":
+        yield
+        return
+    before = Int8Linear.forward
+    Int8Linear.forward = _weights_only  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Int8Linear.forward = before  # type: ignore[method-assign]
+
+
+def _weights_only(layer: Int8Linear, x: torch.Tensor) -> torch.Tensor:
+    if not exporting():
+        return torch.nn.functional.linear(x, layer.weight.to(x.dtype), layer.bias)
+    # The file holds the codes as (I, O): no transposition is left in the graph.
+    weight = torch.onnx.ops.symbolic(
+        "DequantizeLinear",
+        (layer.weight_codes.T, layer.weight_scale),
+        {"axis": 1},
+        dtype=torch.float32,
+        shape=(layer.in_features, layer.out_features),
+        version=21,
+    )
+    result = x @ weight
+    return result if layer.bias is None else result + layer.bias
