@@ -77,12 +77,12 @@ class Int8Linear(QuantizedLayer):
             return self._onnx(x.float()).to(x.dtype)
         per_token = self.activations == "token"
         rows = x.reshape(-1, self.in_features).float()
-        if torch.is_grad_enabled() and rows.requires_grad:
+        bias = self.bias
+        if torch.is_grad_enabled() and (rows.requires_grad or (bias is not None and bias.requires_grad)):
             result = cast(Tensor, _StraightThrough.apply(rows, self.weight_codes, self.weight_scale, per_token))
+            result = result if bias is None else result + bias
         else:
-            result = integer.linear(rows, self.weight_codes, self.weight_scale, per_token=per_token)
-        if self.bias is not None:
-            result = result + self.bias
+            result = integer.linear(rows, self.weight_codes, self.weight_scale, bias, per_token=per_token)
         return result.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
     def _onnx(self, x: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def symmetric(weight: Tensor, bits: int, group: int | None = None, *, whole: boo
 
     A group of zeros gets s = 1, so that nothing is ever divided by 0.
     """
-    parts = grouped(weight.float(), group)
+    parts = grouped(weight.float().contiguous(), group)
     top = 2 ** (bits - 1) - 1
     largest = parts.abs().amax((0, 1, 2), keepdim=True) if whole else parts.abs().amax(-1, keepdim=True)
     scale = _divisor(largest / top)
@@ -81,7 +81,7 @@ def asymmetric(
     """
     parts = [
         _fit_asymmetric(part, 2**bits - 1, scale_dtype, REFINEMENTS if least_squares else 0)
-        for part in grouped(weight.float(), group).split(_ROWS)
+        for part in grouped(weight.float().contiguous(), group).split(_ROWS)
     ]
     codes, scale, zero = (torch.cat(found) for found in zip(*parts, strict=True))
     return Grid(codes.reshape(weight.shape), scale.squeeze(-1), zero.squeeze(-1))

@@ -37,21 +37,24 @@ def activation_codes(x: Tensor, scale: Tensor, zero: Tensor, *, per_token: bool)
 
     The two differ only where x / s ends in exactly one half; each is what the exported node does.
     """
-    codes = x / scale
-    codes = torch.round(codes + zero) if per_token else torch.round(codes) + zero
-    return codes.clamp(0, 255)
+    if per_token:
+        return torch.addcdiv(zero, x, scale).round_().clamp_(0, 255)
+    return torch.div(x, scale).round_().add_(zero).clamp_(0, 255)
 
 
-def linear(x: Tensor, codes: Tensor, scale: Tensor, *, per_token: bool) -> Tensor:
-    """y = x Wᵀ, (N, O) float32, from float32 ``x`` (N, I), ``codes`` (O, I) int8 and their scales (O,)."""
-    step, zero = activation_range(x, per_token=per_token) if x.shape[0] else (x.new_ones(1), x.new_zeros(1))
-    result = x.new_empty(x.shape[0], codes.shape[0])
-    rows = _ROWS if x.device.type == "cpu" else max(x.shape[0], 1)
-    for start in range(0, x.shape[0], rows):
+def linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None = None, *, per_token: bool) -> Tensor:
+    """y = x Wᵀ + b, (N, O) float32, from float32 ``x`` (N, I), int8 ``codes`` (O, I), their scales (O,), b (O,)."""
+    count = x.shape[0]
+    result = x.new_empty(count, codes.shape[0])
+    if count == 0:
+        return result
+    step, zero = activation_range(x, per_token=per_token)
+    rows = _ROWS if x.device.type == "cpu" else count
+    for start in range(0, count, rows):
         part = slice(start, start + rows)
         own = part if per_token else slice(None)
         _block(x[part], codes, scale, step[own], zero[own], per_token, result[part])
-    return result
+    return result if bias is None else result.add_(bias)
 
 
 def _block(
@@ -59,11 +62,12 @@ def _block(
 ) -> None:
     """Some rows of ``linear``, into ``result``."""
     count = x.shape[0]
-    # Kernels want signed codes: shifting codes and zero point by 128 changes no difference between them. The last row
-    # of ones gives the sums of the weights, by which the zero points are corrected.
-    left = torch.ones(count + 1, x.shape[1], dtype=torch.int8, device=x.device)
-    left[:count] = activation_codes(x, step, zero, per_token=per_token).sub_(128)
-    products = integer_matmul(left, codes)
+    left = torch.empty(count + 1, x.shape[1], dtype=torch.uint8, device=x.device)
+    # Kernels want signed codes: shifting codes and zero point by 128, here by the highest bit, changes no difference.
+    left[:count].copy_(activation_codes(x, step, zero, per_token=per_token)).bitwise_xor_(128)
+    # A last row of ones gives the sums of the weights, by which the zero points are corrected.
+    left[count] = 1
+    products = integer_matmul(left.view(torch.int8), codes)
     if per_token:
         torch.mul(products[:count], scale, out=result)
         result.mul_(step).addcmul_((128 - zero) * step, products[count] * scale)

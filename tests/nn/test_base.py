@@ -1,0 +1,111 @@
+"""The rules of ``compresskit.nn.base``, on every registered layer."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compresskit import registry
+from compresskit.nn.base import CompressedLayer, exporting
+from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
+from compresskit.nn.int8 import Int8Linear
+from compresskit.nn.low_rank import LowRankLinear
+
+
+def head() -> QuantizedHead:
+    made = QuantizedHead(30, 48, 4, 16, bias=True)
+    made.fill(torch.randn(30, 48))
+    nn.init.normal_(made.bias)  # type: ignore[arg-type]
+    return made
+
+
+LAYERS: dict[str, tuple[CompressedLayer, tuple[int, int]]] = {
+    "int8": (Int8Linear.from_weight(torch.randn(12, 40), torch.randn(12)), (12, 40)),
+    "int8 by tensor, no bias": (Int8Linear.from_weight(torch.randn(12, 40), None, "tensor"), (12, 40)),
+    "table of 8 bits": (QuantizedEmbedding.from_table(nn.Embedding(30, 48), 8), (30, 48)),
+    "table of 4 bits": (QuantizedEmbedding.from_table(nn.Embedding(30, 48, padding_idx=1), 4, 16), (30, 48)),
+    "head": (head(), (30, 48)),
+    "low rank": (LowRankLinear.from_factors(torch.randn(12, 5), torch.randn(5, 40), torch.randn(12)), (12, 40)),
+}
+EVERY = pytest.mark.parametrize("name", LAYERS)
+
+
+def call(layer: CompressedLayer) -> Tensor:
+    if isinstance(layer, QuantizedEmbedding):
+        return layer(torch.arange(6).reshape(2, 3))
+    generator = torch.Generator().manual_seed(3)
+    return layer(torch.randn(2, 3, layer.weight.shape[1], generator=generator)).detach()
+
+
+def tensors(layer: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype, bool]]:
+    return {
+        name: (tensor.shape, tensor.dtype, tensor.requires_grad)
+        for name, tensor in (*layer.named_parameters(), *layer.named_buffers())
+    }
+
+
+def test_every_registered_layer_is_tested() -> None:
+    registry.layer("int8_linear")
+    here = {kind for kind, cls in registry._LAYERS.items() if cls.__module__.startswith("compresskit.nn.")}
+    assert here == {layer.kind for layer, _ in LAYERS.values()}
+
+
+@EVERY
+def test_rebuilt_from_json_and_filled(name: str) -> None:
+    layer, _ = LAYERS[name]
+    arguments = json.loads(json.dumps(layer.arguments()))
+    with torch.device("meta"):
+        empty = type(layer)(**arguments)
+    assert tensors(empty) == tensors(layer)
+    assert all(tensor.is_meta for tensor in (*empty.parameters(), *empty.buffers()))
+    assert set(empty.state_dict()) == set(tensors(layer))
+    empty.load_state_dict(layer.state_dict(), assign=True)
+    assert empty.arguments() == layer.arguments()
+    assert torch.equal(call(empty), call(layer))
+
+
+@EVERY
+def test_the_weight_is_the_matrix(name: str) -> None:
+    layer, shape = LAYERS[name]
+    assert layer.weight.shape == shape
+    assert layer.weight.dtype == torch.float32
+
+
+@EVERY
+def test_integers_take_no_gradient_and_hide_from_the_stock_class(name: str) -> None:
+    layer, shape = LAYERS[name]
+    for key, tensor in layer.named_parameters():
+        assert tensor.is_floating_point() or not tensor.requires_grad
+        assert key != "weight" or tensor.shape != shape
+
+
+@EVERY
+def test_kept_dtypes_survive_every_conversion(name: str) -> None:
+    layer, _ = LAYERS[name]
+    kept = {key: layer.get_parameter(key).clone() for key in layer.keeps_dtype}
+    converted = copy.deepcopy(layer).half().bfloat16().to(torch.float64).float()
+    for key, value in kept.items():
+        assert torch.equal(converted.get_parameter(key), value)
+        assert converted.get_parameter(key).dtype == value.dtype
+
+
+@EVERY
+def test_copies_and_bytes(name: str) -> None:
+    layer, _ = LAYERS[name]
+    assert torch.equal(call(copy.deepcopy(layer)), call(layer))
+    assert layer.stored_bytes() == sum(each.numel() * each.element_size() for each in layer.state_dict().values())
+    assert repr(layer)
+
+
+@EVERY
+def test_it_says_what_it_is(name: str) -> None:
+    assert inspect.getdoc(type(LAYERS[name][0]))
+
+
+def test_not_exporting_by_default() -> None:
+    assert not exporting()
