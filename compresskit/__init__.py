@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compresskit.core.compressor import Compressor
+    from compresskit.export import export_onnx as export
+    from compresskit.pipeline import Result, apply, inspect, plan, verify
+    from compresskit.recipe import Recipe
+    from compresskit.registry import register
 
 __version__ = "0.1.0"
 
@@ -37,7 +44,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(_LAZY[name])
-    # A subpackage of the same name becomes this attribute when it is imported; it is callable then.
+    # Importing the subpackage `export` makes it this attribute: it can be called as its main function.
     value = module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
     globals()[name] = value
     return value

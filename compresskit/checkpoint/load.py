@@ -232,6 +232,8 @@ def describe(model: PreTrainedModel) -> CompressedConfig | None:
 
 def state_to_write(model: PreTrainedModel, settings: CompressedConfig) -> dict[str, Tensor]:
     """The tensors of ``model`` with shared ones once, and the guarded one under its second name."""
+    from transformers.core_model_loading import dot_natural_key
+
     from compresskit.checkpoint import guard
     from compresskit.checkpoint.addresses import path_of
     from compresskit.checkpoint.diff import stored_name
@@ -248,7 +250,8 @@ def state_to_write(model: PreTrainedModel, settings: CompressedConfig) -> dict[s
         if guarded in group:
             guarded = kept
     guard.hide(state, guarded)
-    return state
+    # Which shard a tensor goes to follows this order; transformers sorts only models that were loaded.
+    return dict(sorted(state.items(), key=lambda item: dot_natural_key(item[0])))
 
 
 def attach(model: PreTrainedModel) -> list[Operation] | None:

@@ -3,7 +3,7 @@
 The stock Trainer reads weights straight from the file when it resumes, and so stumbles over shared tensors and the
 guard; it pickles optimizer and random states; and it takes the checkpoint of the highest number, finished or not. Here
 a checkpoint is a folder that loads by ``from_pretrained``, states are safetensors and JSON, and a folder counts only
-with ``complete.json``, written last.
+with its ``manifest.json``, written last.
 
 On the CPU, with equal versions and threads, training that was stopped and resumed gives the same bits as training that
 wasn't.
@@ -11,14 +11,11 @@ wasn't.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import random
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,17 +27,16 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ExportableState
 
+from compresskit.checkpoint import manifest
 from compresskit.checkpoint.layout import read_layout
 from compresskit.checkpoint.load import attach, load_model
 from compresskit.checkpoint.plainstate import read_state, write_state
-from compresskit.errors import ModelError, UsageError
-
-MARKER = "complete.json"
+from compresskit.checkpoint.swap import commit, recover, staging_folder, sync_tree
+from compresskit.errors import ModelError, SecurityError, UsageError
 
 _STATE = "trainer_state.json"
 _OPTIMIZER, _SCHEDULER, _SCALER, _RANDOM = "optimizer", "scheduler", "scaler", "random"
 _NUMBER = re.compile(r"checkpoint-(\d+)")
-_CHUNK = 1 << 20
 _logger = logging.getLogger(__name__)
 
 
@@ -85,8 +81,7 @@ class ResumableTrainer(Trainer):
         if self.state.best_global_step:
             best = run / f"checkpoint-{self.state.best_global_step}"
             self.state.best_model_checkpoint = str(best) if best == final or best.exists() else None
-        for left_over in run.glob("checkpoint-*.ck-tmp-*"):
-            shutil.rmtree(left_over)
+        recover(final)
         with whole_folder(final) as staging:
             self.save_model(str(staging), _internal_call=True)
             if not self.args.save_only_model:
@@ -202,60 +197,24 @@ def _shapes(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """A folder to write into that becomes ``final`` at the end, or nothing if writing fails."""
-    staging = final.with_name(f"{final.name}.ck-tmp-{uuid.uuid4().hex}")
-    staging.mkdir(parents=True)
+    staged = staging_folder(final)
+    staged.mkdir(parents=True)
     try:
-        yield staging
-        files = sorted(path for path in staging.rglob("*") if path.is_file())
-        content = {str(path.relative_to(staging)): _fingerprint(path) for path in files}
-        _write_synced(staging / MARKER, json.dumps(content, indent=1, sort_keys=True))
-        if final.exists():
-            shutil.rmtree(final)
-        staging.rename(final)
-        _sync(final.parent)
+        yield staged
+        (staged / manifest.NAME).write_text(manifest.build(staged).to_json(), encoding="utf-8")
+        sync_tree(staged)
+        commit(staged, final)
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
         raise
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a file, which is on disk afterwards."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-        os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def what_is_wrong(checkpoint: Path) -> str | None:
     """Why ``checkpoint`` is no whole training checkpoint, in a few words, or None."""
     try:
-        content = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
-        for name, expected in content.items():
-            path = checkpoint / name
-            if path.stat().st_size != expected["bytes"] or _fingerprint(path) != expected:
-                return f"{name} was changed or cut short"
-    except FileNotFoundError as error:
-        return f"{Path(str(error.filename)).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MARKER} can't be read ({error})"
+        manifest.check_files(checkpoint, manifest.read(checkpoint))
+    except (ModelError, SecurityError) as error:
+        return ": ".join(filter(None, [error.what, error.why]))
     return None
 
 

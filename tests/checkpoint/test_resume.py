@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 
 from compresskit.checkpoint import resume
 from compresskit.checkpoint.load import attach, load_model
+from compresskit.checkpoint.manifest import NAME as MARKER
 from compresskit.checkpoint.plainstate import read_state, write_state
-from compresskit.checkpoint.resume import MARKER, ResumableTrainer, newest_checkpoint, what_is_wrong
+from compresskit.checkpoint.resume import ResumableTrainer, newest_checkpoint, what_is_wrong
 from compresskit.errors import ModelError, UsageError
 from tests import models
 from tests.checkpoint import edits
@@ -189,7 +190,7 @@ def test_old_checkpoints_go_and_the_best_comes_back(tmp_path: Path) -> None:
         load_best_model_at_end=True, metric_for_best_model="loss", learning_rate=0.3,
     )  # fmt: skip
     run = ResumableTrainer(model=model, args=args, train_dataset=Rows(), eval_dataset=Rows())
-    (tmp_path / "checkpoint-2.ck-tmp-dead").mkdir(parents=True)
+    (tmp_path / "checkpoint-2.ck-tmp-0123456789ab").mkdir(parents=True)
     run.train()
     left = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
     best = Path(str(run.state.best_model_checkpoint))
