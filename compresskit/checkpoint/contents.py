@@ -31,17 +31,24 @@ _TOKENIZER = (
 )  # fmt: skip
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _CARDS = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")
+# JSON whose keys are the vocabulary or tensor names, not settings.
+TABLES = frozenset({INDEX, "tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _MOST_MODULE_FILES = 200
 
 
-def limit_of(name: str, role: Role) -> int | None:
-    """The most bytes that the file may have; None where its header bounds it (weights)."""
-    if role == "weights":
-        return INDEX_BYTES if name.endswith(".json") else None
-    if name in _TEMPLATES:
+def json_limit(name: str) -> int:
+    """The most bytes that a JSON file of a model may have."""
+    if name == INDEX:
+        return INDEX_BYTES
+    return TOKENIZER_BYTES if name in TABLES else TEMPLATE_BYTES if name in _TEMPLATES else CONFIG_BYTES
+
+
+def text_limit(name: str, role: Role) -> int:
+    """The most bytes that another file of a model may have."""
+    if name.endswith(".jinja"):
         return TEMPLATE_BYTES
-    return {"config": CONFIG_BYTES, "tokenizer": TOKENIZER_BYTES, "card": CARD_BYTES}.get(role, CONFIG_BYTES)
+    return TOKENIZER_BYTES if role == "tokenizer" else CARD_BYTES
 
 
 def known_files(folder: Path, module_folders: tuple[str, ...] = ()) -> dict[str, Role]:

@@ -171,16 +171,15 @@ class Source:
     def _read(self, name: str) -> Any:
         """The value of a JSON file of the model, scanned; read once."""
         if name not in self._json:
-            limit = contents.INDEX_BYTES if name == contents.INDEX else contents.CONFIG_BYTES
             try:
                 path = regular_file(self.path, name, any_link=self._any_link)
-                self._json[name] = read_json(path, contents.TOKENIZER_BYTES if name == "tokenizer.json" else limit)
+                self._json[name] = read_json(path, contents.json_limit(name))
             except FileNotFoundError:
                 raise self._gone(name) from None
             value = self._json[name][0]
             if name == "tokenizer.json":
                 check_tokenizer_pattern(value, printable(path))
-            elif name != contents.INDEX:
+            elif name not in contents.TABLES:
                 refuse_code(value, printable(path), trusted=self.trust_remote_code)
         return self._json[name][0]
 
@@ -220,8 +219,8 @@ class Source:
             self._hashes[name] = sha256
             return SourceFile(name, path, role, identity)
         identity = Identity.of(path.stat())
-        limit = contents.limit_of(name, role)
-        if limit is not None and identity.size > limit:
+        limit = contents.text_limit(name, role)
+        if identity.size > limit:
             raise ModelError(
                 "CK-M019" if role == "tokenizer" else "CK-M006",
                 f"{name} is too large: {identity.size} bytes, at most {limit} are read",
