@@ -163,7 +163,7 @@ def attention_forward(
     """
     settings = settings_of(module)
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    if settings is None:
+    if settings is None or _reaches_all(settings, key):
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             lengths = query.shape[2], key.shape[2]
             attention_mask = stock_mask(attention_mask, *lengths, causal=causal, sliding=sliding_window)
@@ -186,6 +186,11 @@ def attention_forward(
     return window_attention(
         query, key, value, seen, window=window, global_tokens=extra, scaling=scaling, dropout=dropout
     ), None
+
+
+def _reaches_all(settings: dict[str, Any], key: Tensor) -> bool:
+    """Whether the window is as long as the sequence, so that softmax attention is the same and cheaper."""
+    return settings["kind"] == "window" and not exporting() and key.shape[2] <= settings["window"]
 
 
 def _is_static_prefill(module: nn.Module, query: Tensor, key: Tensor) -> bool:

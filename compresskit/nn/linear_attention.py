@@ -15,8 +15,8 @@ from torch import Tensor
 
 from compresskit.nn.attention_mask import Seen
 
-CHUNK = 128
-"""Queries in a causal chunk."""
+CHUNK = 64
+"""Queries in a causal chunk: as fast as 32 on a CPU, faster than 128."""
 
 FEW_QUERIES = 4
 """Up to so many queries (decoding with a cache), weights for each key are cheaper than the sum of φ(k) vᵀ."""
@@ -85,7 +85,8 @@ def _by_chunks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Causal sums, (B, H', G, Q, D + 1), in O(Q c D + Q D² / c)."""
     batch, kv_heads, group, queries, dim = query.shape
     before = key.shape[2] - queries
-    chunk = torch.sym_min(CHUNK, queries)
+    # Fixed while traced: a symbolic size would make every shape an unwieldy expression.
+    chunk = min(CHUNK, queries) if isinstance(queries, int) else CHUNK
     count = (queries + chunk - 1) // chunk
     at = torch.arange(count * chunk, device=query.device)
     pick = at.clamp(max=queries - 1)
@@ -94,7 +95,9 @@ def _by_chunks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     own, own_value = own.reshape(shape), value[:, :, before:].index_select(2, pick).reshape(shape)
     query = query.index_select(3, pick).reshape(batch, kv_heads, group, count, chunk, dim)
     states = own.transpose(-1, -2) @ own_value  # (B, H', N, D, D + 1)
-    past = key[:, :, :before].transpose(-1, -2) @ value[:, :, :before]
+    # A row of zeros before the past: ONNX Runtime leaves a product over no rows uninitialised.
+    past_key, past_value = (F.pad(x[:, :, :before], (0, 0, 1, 0)) for x in (key, value))
+    past = past_key.transpose(-1, -2) @ past_value
     states = torch.cat([past[:, :, None], states[:, :, :-1]], dim=2).cumsum(2)
     weights = (query @ own.transpose(-1, -2)[:, :, None]).tril()
     sums = weights @ own_value[:, :, None] + query @ states[:, :, None]
