@@ -93,7 +93,7 @@ def store_once(graph: Any) -> None:
     for name, value in list(graph.initializers.items()):
         if value.const_value is None or id(value) in outputs:
             continue
-        array = np.ascontiguousarray(value.const_value.numpy())
+        array = value.const_value.numpy()
         key = (str(value.dtype), array.shape, hashlib.sha256(array.tobytes()).digest())
         if key in first:
             onnx_ir.convenience.replace_all_uses_with(value, first[key])
