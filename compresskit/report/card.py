@@ -23,7 +23,7 @@ def model_card(result: dict[str, Any], *, architecture: str) -> str:
         "---",
         "# Compressed model",
         "",
-        f"Made from `{_code(result['source'])}` by compresskit.",
+        f"Made from {_cell(result['source'])} by compresskit.",
         "",
         "| | source | this |",
         "|---|---|---|",
@@ -56,6 +56,3 @@ def _cell(text: str) -> str:
         text = text.replace(char, written)
     return " ".join(text.split())
 
-
-def _code(text: str) -> str:
-    return " ".join(text.replace("`", "'").split())

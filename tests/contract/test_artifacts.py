@@ -120,7 +120,8 @@ def test_saved_again_and_edited_by_hand(made: dict[str, Any], name: str, tmp_pat
 def test_opens_in_the_other_classes(made: dict[str, Any], name: str) -> None:
     model, folder = made[name]
     gpt2 = name.endswith("gpt2")
-    classes = ["GPT2Model", "GPT2ForSequenceClassification"] if gpt2 else ["BertForSequenceClassification", "BertForMaskedLM"]  # fmt: skip
+    encoder = ["BertForSequenceClassification", "BertForMaskedLM"]
+    classes = ["GPT2Model", "GPT2ForSequenceClassification"] if gpt2 else encoder
     base = model.base_model
     batch = _batch(name)
     with torch.no_grad():
