@@ -1,4 +1,4 @@
-"""How much a unit (a neuron, a head) matters. Higher scores stay."""
+"""torch-pruning's importance criteria, asked about the neurons of one feed-forward network."""
 
 from __future__ import annotations
 
@@ -13,25 +13,23 @@ from torch_pruning.pruner import importance as library
 
 from compresskit.core.weights import WeightView
 
-LIBRARY = ("lamp", "fpgm", "random")
+LIBRARY = {
+    "magnitude": library.MagnitudeImportance,
+    "lamp": library.LAMPImportance,
+    "fpgm": library.FPGMImportance,
+    "activation": library.ActivationImportance,
+    "random": library.RandomImportance,
+}
+"""Criteria of ``torch_pruning.pruner.importance`` that a group of neuron rows and output columns has a meaning for.
 
-
-def wanda(square_sum: Tensor, count: int, output: Tensor) -> Tensor:
-    """|x_j| · |W_out,j|: root mean square of the activation times the norm of the column that it feeds, (I,).
-
-    Source: Sun et al. 2023 (arXiv 2306.11695), eq. 1, summed over the output rows for a whole unit.
-    """
-    return (square_sum / count).sqrt().to(output.device) * output.double().norm(dim=0)
-
-
-def magnitude(inputs: Sequence[Tensor], output: Tensor) -> Tensor:
-    """Squared norm of all weights of a neuron: its rows of the inputs and its column of the output, (I,)."""
-    return sum((weight.double().square().sum(1) for weight in inputs), output.double().square().sum(0))
+Left out: ``BNScaleImportance`` (there are no batch norms), ``TaylorImportance``, ``HessianImportance`` and
+``OBDCImportance`` (they want gradients of a labelled loss for every weight; ``taylor`` and ``obs`` here need none).
+"""
 
 
 @dataclass(frozen=True)
-class _Member:
-    """One matrix of a group, as torch-pruning's importance classes want it."""
+class _Dependency:
+    """One matrix of a group, with the two names that the library uses for each of its facts."""
 
     layer: nn.Linear
     pruning_fn: Any
@@ -47,7 +45,7 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Item:
-    dep: _Member
+    dep: _Dependency
     idxs: list[int]
     root_idxs: list[int]
 
@@ -55,22 +53,29 @@ class _Item:
         return iter((self.dep, self.idxs))
 
 
-def from_library(name: str, inputs: Sequence[WeightView], output: WeightView, seed: int) -> Tensor:
-    """A criterion of torch-pruning, asked for one group: rows of ``inputs`` and columns of ``output``.
+def from_library(
+    name: str, inputs: Sequence[WeightView], output: WeightView, *, seed: int = 0, abs_sum: Tensor | None = None
+) -> Tensor:
+    """Scores (W,) by the criterion ``name`` of ``LIBRARY`` for the group of rows of ``inputs`` and columns of
+    ``output``.
 
-    The group is built here, since the library's own dependency graph doesn't see Conv1D and never returns for grouped
-    key-value heads.
+    The group is put together here: the library's own dependency graph doesn't see ``Conv1D``, and never returns for
+    grouped key-value heads.
+
+    Args:
+        seed: for ``random``.
+        abs_sum: Σ |x| of the output's inputs (W,), for ``activation``.
     """
-    width = output.in_features
-    indices = list(range(width))
-    members = [_Member(_as_linear(item), function.prune_linear_out_channels) for item in inputs]
-    members.append(_Member(_as_linear(output), function.prune_linear_in_channels))
-    group = [_Item(member, indices, indices) for member in members]
-    if name == "random":
-        return torch.rand(width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    criteria = {"lamp": library.LAMPImportance, "fpgm": library.FPGMImportance}
-    scores: Tensor = criteria[name](p=2)(group)
-    return scores.double()
+    indices = list(range(output.in_features))
+    consumer = _as_linear(output)
+    members = [_Dependency(_as_linear(item), function.prune_linear_out_channels) for item in inputs]
+    members.append(_Dependency(consumer, function.prune_linear_in_channels))
+    if abs_sum is not None:
+        consumer._importance = abs_sum.float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        scores: Tensor = LIBRARY[name]()([_Item(member, indices, indices) for member in members])
+    return scores.double().cpu()
 
 
 def _as_linear(item: WeightView) -> nn.Linear:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.moments import Moments, input_moments
+from compresskit.calibrate.moments import Moments
 from compresskit.calibrate.saliency import saliency
 from compresskit.core import surgery
 from compresskit.core.anatomy import Attention
@@ -18,8 +18,10 @@ from compresskit.core.compressor import Compressor, Gain, Need
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import view
-from compresskit.methods.pruning import _criteria
-from compresskit.methods.pruning._shared import group_sites, kept_count, refit_output, refuse_unplain
+from compresskit.methods.pruning import _shared
+from compresskit.methods.pruning._shared import kept_count
+from compresskit.numerics import importance
+from compresskit.numerics.refit import Refit
 from compresskit.registry import register
 
 
@@ -27,8 +29,9 @@ from compresskit.registry import register
 class Heads(Compressor):
     """Fewer attention heads: the least important go, and the output projection is refitted.
 
-    With grouped key-value heads either whole groups go, or every group loses equally many query heads. The attentions
-    of a T5 stack share one relative position table, so they lose the same heads. One head always stays.
+    With grouped key-value heads, those that stay keep equally many query heads each, and their number may shrink too.
+    The attentions of a T5 stack share one relative position table, so they lose the same heads: those that matter
+    least in all of them together. One head always stays.
     """
 
     family: ClassVar[str] = "pruning"
@@ -39,17 +42,26 @@ class Heads(Compressor):
     paper: ClassVar[str] = "Michel et al., 2019 (arXiv 1905.10650); Sun et al., Wanda, 2023 (arXiv 2306.11695)"
 
     keep: float = Field(0.75, gt=0, le=1, description="share of query heads to keep in each attention")
-    criterion: Literal["wanda", "magnitude", "taylor"] = Field(
-        "wanda", description="what decides: wanda and taylor look at calibration data"
+    criterion: Literal["wanda", "obs", "taylor", "magnitude"] = Field(
+        "wanda",
+        description="which heads matter: wanda (activation times weight), obs (what a refit can't make up for), taylor "
+        "(effect on the model's output), magnitude (weights alone)",
     )
     refit: bool = Field(True, description="refit the output projection by least squares on the calibration data")
     unit: Literal["auto", "head", "group"] = Field(
         "auto",
-        description="with grouped key-value heads: single query heads of every group, whole groups, or the better",
+        description="what goes where query heads share key-value heads: head (query heads of every group), group "
+        "(key-value heads with all their query heads), or auto, whichever keeps more importance",
     )
 
+    @model_validator(mode="after")
+    def _obs_refits(self) -> Heads:
+        if self.criterion == "obs" and not self.refit:
+            raise ValueError("criterion obs picks heads for a refit: set refit: true, or use another criterion")
+        return self
+
     def requirements(self) -> frozenset[Need]:
-        looks = self.refit or self.criterion in ("wanda", "taylor")
+        looks = self.keep < 1 and (self.refit or self.criterion in ("wanda", "taylor"))
         return self.needs if looks else frozenset()
 
     def nothing_asked(self) -> str | None:
@@ -57,83 +69,136 @@ class Heads(Compressor):
         return "keep 1.0 keeps every head" if self.keep == 1.0 else None
 
     def predicted_saving(self, model: PreTrainedModel, sites: Sequence[Site]) -> int | None:
-        """Known beforehand where every query head has its own key-value head."""
+        """Rows of the input projections with their biases, columns of the output; None where data decide."""
         saved = 0
         for site in sites:
             part: Attention = site.part
-            if part.kv_heads != part.heads:
+            shapes = self._shapes(part)
+            if len(shapes) > 1:
                 return None
-            gone = (part.heads - kept_count(part.heads, self.keep)) * part.head_dim
+            groups, each = shapes[0]
+            gone = (part.heads - groups * each) * part.head_dim
             output = view(model, part.output)
             saved += gone * output.out_features * output.weight.element_size()
             for rows in (part.query, part.key, part.value):
                 plain = view(model, rows.path)
-                saved += gone * (plain.in_features + (plain.bias is not None)) * plain.weight.element_size()
+                lost = gone if rows is part.query else (part.kv_heads - groups) * part.head_dim
+                saved += lost * (plain.in_features + (plain.bias is not None)) * plain.weight.element_size()
         return saved
 
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
         part: Attention = site.part
-        if part.heads == 1 and self.keep < 1:
-            return "it has a single head"
-        return refuse_unplain(model, part.members)
+        reason = _shared.refuse_unplain(model, part.members)
+        if reason is None and self.keep < 1 and (part.kv_heads, part.heads // part.kv_heads) in self._shapes(part):
+            groups = "" if part.kv_heads == part.heads else f", in {part.kv_heads} groups by unit {self.unit},"
+            return f"keep {self.keep:g} of {part.heads} heads{groups} keeps them all"
+        return reason
 
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         if self.keep == 1.0:
             return
-        outputs = [site.part.output for site in sites]
         moments: dict[str, Moments] = {}
         if self.refit or self.criterion == "wanda":
-            moments = input_moments(model, outputs, context.calibration, gram=self.refit, progress=context.progress)
+            found = _shared.measured(model, sites, context, gram=self.refit, limit=2**40)
+            moments = {site.path: each for site, each in found}
         scores = self._scores(model, sites, moments, context)
-        for group in group_sites(sites):
-            total = sum(
-                (scores[site.path] / scores[site.path].sum().clamp(min=1e-300) for site in group), torch.zeros(())
-            )
-            kept = self._choose(group[0].part, total)
+        decided: list[tuple[Site, list[int], Refit | None]] = []
+        for group in _groups(sites):
+            together = torch.stack([_shares(scores[site.path]) for site in group]).sum(0)
+            kept = self._choose(group[0].part, together)
+            index = surgery.head_index(kept, group[0].part.head_dim)
             for site in group:
-                part: Attention = site.part
-                detail = {"kept": kept, "of": part.heads}
+                fitted = None
                 if self.refit:
-                    index = surgery.head_index(kept, part.head_dim)
-                    detail.update(refit_output(model, part.output, moments[part.output], index, context, "heads"))
-                surgery.keep_heads(model, part, kept)
-                context.details[site.path] = detail
+                    fitted = _shared.fitted(model, site.part.output, moments[site.path], index)
+                decided.append((site, kept, fitted))
+        for site, kept, fitted in decided:
+            part: Attention = site.part
+            surgery.keep_heads(model, part, kept)
+            if fitted is not None:
+                _shared.store(model, part.output, fitted)
+            groups = len({head // (part.heads // part.kv_heads) for head in kept})
+            context.details[site.path] = {
+                "kept": len(kept), "of": part.heads, "heads": kept, "key_value_heads": groups, **_shared.told(fitted)
+            }  # fmt: skip
+        context.progress(1.0, "heads removed")
 
     def _scores(
         self, model: PreTrainedModel, sites: Sequence[Site], moments: dict[str, Moments], context: Context
     ) -> dict[str, Tensor]:
-        """One score a query head, (H,), for each site."""
-        parts: list[Attention] = [site.part for site in sites]
+        """One score a query head, (H,), for each site, additive over heads."""
         if self.criterion == "taylor":
-            groups = {part.output: part.heads for part in parts}
-            found = saliency(model, list(groups), context.calibration, groups=groups, seed=context.seed)
-            return {site.path: found[site.part.output].double().cpu() for site in sites}
-        scores = {}
-        for site, part in zip(sites, parts, strict=True):
-            output = view(model, part.output).weight
-            if self.criterion == "wanda":
-                each = _criteria.wanda(moments[part.output].square_sum, moments[part.output].count, output).square()
-            else:
-                value = view(model, part.value.path).weight[part.value.start : part.value.stop].double()
-                repeated = value.unflatten(0, (part.kv_heads, -1)).repeat_interleave(part.heads // part.kv_heads, 0)
-                each = output.double().square().sum(0) * repeated.flatten(0, 1).square().sum(1)
-            scores[site.path] = each.double().cpu().unflatten(0, (part.heads, -1)).sum(-1)
-        return scores
+            groups = {site.part.output: site.part.heads for site in sites}
+            found = saliency(
+                model, list(groups), context.calibration, groups=groups, seed=context.seed, progress=context.progress
+            )
+            return {site.path: found[site.part.output] for site in sites}
+        if self.criterion == "magnitude":
+            return {site.path: _magnitude(model, site.part) for site in sites}
+        if self.criterion == "wanda":
+            return {
+                site.path: importance.wanda(
+                    view(model, site.part.output).weight.cpu(), moments[site.path].rms, site.part.head_dim
+                ).square()
+                for site in sites
+            }
+        return {site.path: _removal_costs(model, site.part, moments[site.path]) for site in sites}
+
+    def _shapes(self, part: Attention) -> list[tuple[int, int]]:
+        """Possible (key-value heads, query heads of each) after pruning, all equally near to what was asked."""
+        groups, each = part.kv_heads, part.heads // part.kv_heads
+        if self.unit == "head" and each > 1:
+            return [(groups, kept_count(each, self.keep))]
+        if self.unit == "group" or each == 1:
+            return [(kept_count(groups, self.keep), each)]
+        wanted = kept_count(part.heads, self.keep)
+        shapes = [(few, some) for few in range(1, groups + 1) for some in range(1, each + 1) if few * some <= wanted]
+        most = max(few * some for few, some in shapes)
+        return [(few, some) for few, some in shapes if few * some == most]
 
     def _choose(self, part: Attention, score: Tensor) -> list[int]:
-        """Query heads to keep: the best single ones of every group, or the best whole groups."""
+        """Query heads to keep: of the best shape the best groups, and of each its best heads."""
         size = part.heads // part.kv_heads
         table = score.unflatten(0, (part.kv_heads, size))
-        single = kept_count(size, self.keep)
-        within = torch.sort(table, dim=1, descending=True, stable=True).indices[:, :single]
-        heads = sorted(int(group * size + head) for group in range(part.kv_heads) for head in within[group])
-        whole = kept_count(part.kv_heads, self.keep)
-        best = torch.sort(table.sum(1), descending=True, stable=True).indices[:whole].tolist()
-        groups = sorted(group * size + head for group in best for head in range(size))
-        if size == 1 or self.unit == "group":
-            return groups
-        if self.unit == "head":
-            return heads
-        # The better of the two keeps more importance for the heads that it keeps, and must remove something.
-        options = [option for option in (heads, groups) if len(option) < part.heads] or [groups]
-        return max(options, key=lambda option: (float(score[option].sum()) / len(option), -len(option)))
+        options = []
+        for groups, each in self._shapes(part):
+            inside = [importance.top_indices(row, each) for row in table]
+            sums = table.new_tensor([float(row[index].sum()) for row, index in zip(table, inside, strict=True)])
+            best = importance.top_indices(sums, groups).tolist()
+            heads = [group * size + head for group in best for head in inside[group].tolist()]
+            options.append((float(score[heads].sum()), heads))
+        return max(options, key=lambda option: option[0])[1]
+
+
+def _groups(sites: Sequence[Site]) -> list[list[Site]]:
+    """Sites that must change alike together, others alone; in order."""
+    groups: dict[str, list[Site]] = {}
+    for site in sites:
+        groups.setdefault(site.group or site.path, []).append(site)
+    return list(groups.values())
+
+
+def _shares(score: Tensor) -> Tensor:
+    """Scores as shares of their sum, so that layers of another scale count the same."""
+    return score.double().cpu() / score.double().cpu().sum().clamp(min=1e-300)
+
+
+def _magnitude(model: PreTrainedModel, part: Attention) -> Tensor:
+    """Σ over a head's channels of |value row|² · |output column|², (H,): the size of what it can write."""
+    output = view(model, part.output).weight.double()
+    value = view(model, part.value.path).weight[part.value.start : part.value.stop].double()
+    rows = value.square().sum(1).unflatten(0, (part.kv_heads, part.head_dim))
+    repeated = rows.repeat_interleave(part.heads // part.kv_heads, 0).reshape(-1)
+    return importance.group_sums(output.square().sum(0) * repeated, part.head_dim)
+
+
+def _removal_costs(model: PreTrainedModel, part: Attention, moments: Moments) -> Tensor:
+    output = view(model, part.output)
+    covariance = _shared.covariance_of(moments, centred=output.bias is not None)
+
+    def compute() -> Tensor:
+        inverse = importance.damped_inverse(covariance, _shared.RIDGE)
+        return importance.removal_costs(output.weight.cpu(), inverse, part.head_dim)
+
+    costs: Tensor = _shared.solved(part.output, compute)
+    return costs
