@@ -5,6 +5,7 @@ Shapes: B texts, T tokens (of the decoder, where there is one), D hidden size, C
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,13 @@ from compresskit.core.context import Batch
 from compresskit.errors import ModelError
 
 OutputKind = Literal["embedding", "language", "classification"]
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How tokens become a sentence vector: ``mean``, ``cls``, ``max`` or ``lasttoken``."""
+
+    pooling: str = "mean"
 
 
 def output_kind(model: PreTrainedModel) -> OutputKind:

@@ -1,0 +1,47 @@
+"""Distillation of responses: the student's softened output distribution follows the teacher's.
+
+For language models (at every attended position) and for classifiers, on text without labels. Not for base encoders,
+which give no distribution: see ``distillation.embeddings``. Paper: Hinton, Vinyals and Dean 2015, arXiv 1503.02531.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from compresskit.calibrate.outputs import output_kind
+from compresskit.core.context import Context
+from compresskit.core.sites import Site
+from compresskit.methods.distillation._shared import Distillation, distil, nothing_trainable
+from compresskit.registry import register
+from compresskit.tasks.fidelity import is_binary
+from compresskit.train.objective import ResponseObjective
+
+
+@register
+@final
+class Logits(Distillation):
+    """Train the model to give the teacher's logits; repairs what earlier steps damaged, changes no size.
+
+    ```yaml
+    - distillation.logits: {steps: 200, lr: 1.0e-4, batch: 16, temperature: 2.0}
+    ```
+    """
+
+    name: ClassVar[str] = "logits"
+    paper: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"
+
+    temperature: float = Field(
+        2.0, gt=0, le=100, description="softens both distributions; the loss is scaled by its square"
+    )
+
+    def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
+        if output_kind(model) == "embedding":
+            return f"{type(model).__name__} gives no logits; use distillation.embeddings, or a class with a head"
+        return nothing_trainable(model)
+
+    def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
+        distil(self, model, sites, context, ResponseObjective(self.temperature, binary=is_binary(model)))

@@ -1,0 +1,136 @@
+"""What a student is trained towards: a loss between its output and what the teacher gives for the same text.
+
+Shapes: B texts, T tokens, N attended tokens, D hidden size, V words, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compresskit.calibrate.forward import PreHook, first_tensor, hooked
+from compresskit.calibrate.outputs import forward, output_kind, outputs_of, pool, result_mask
+from compresskit.core.context import Batch
+from compresskit.train.losses import binary_response_loss, cosine_loss, hidden_loss, response_loss
+
+Targets = Mapping[str, Tensor]
+
+
+class Objective(Protocol):
+    """A loss, and what it needs of the teacher.
+
+    ``targets`` gives tensors with one row a text (B, …), or, for the names in ``per_token``, one row a token of the
+    result (B, T, …); they are kept in a cache, so that the teacher runs once over each text.
+    """
+
+    per_token: frozenset[str]
+
+    def key(self) -> str:
+        """Text that differs where the targets of two objectives differ."""
+        ...
+
+    def prepare(self, teacher: PreTrainedModel, student: PreTrainedModel, batch: Batch) -> None:
+        """Look at both models once, before anything else is called."""
+        ...
+
+    def targets(self, teacher: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+        """What the teacher gives for ``batch``, without gradients."""
+        ...
+
+    def loss(self, student: PreTrainedModel, batch: Batch, targets: Targets) -> Tensor:
+        """The loss, a scalar with gradients."""
+        ...
+
+
+@dataclass
+class EmbeddingObjective:
+    """Mean of 1 - cos between embeddings, and ``hidden`` times the relative error of the last hidden states.
+
+    Where student and teacher have different hidden sizes, neither can be compared and ``prepare`` raises; see
+    ``methods.distillation.embeddings`` for what is refused before.
+    """
+
+    hidden: float = 1.0
+    pooling: Any = None
+    per_token: frozenset[str] = frozenset({"hidden"})
+
+    def key(self) -> str:
+        return f"embedding {getattr(self.pooling, 'pooling', 'mean')} {self.hidden > 0}"
+
+    def prepare(self, teacher: PreTrainedModel, student: PreTrainedModel, batch: Batch) -> None:
+        """Nothing to look at."""
+
+    def targets(self, teacher: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+        output = outputs_of(teacher, batch)
+        found = {"embedding": pool(output, result_mask(teacher, batch), self.pooling)}
+        return found | ({"hidden": output} if self.hidden > 0 else {})
+
+    def loss(self, student: PreTrainedModel, batch: Batch, targets: Targets) -> Tensor:
+        output, mask = forward(student, batch), result_mask(student, batch)
+        loss = cosine_loss(pool(output, mask, self.pooling), targets["embedding"])
+        if self.hidden > 0:
+            loss = loss + self.hidden * hidden_loss(output[mask], targets["hidden"][mask])
+        return loss
+
+
+@dataclass
+class ResponseObjective:
+    """T² · KL between the softened distributions, at attended positions of a language model or on class logits.
+
+    A language model's logits are large (V numbers a token). Where its head is a function of one hidden state (it nearly
+    always is), that state is kept instead, and the teacher's head makes the same logits of it.
+    """
+
+    temperature: float = 2.0
+    binary: bool = False
+    per_token: frozenset[str] = frozenset({"state", "logits"})
+    _head: nn.Module | None = field(default=None, repr=False)
+    _state: bool = False
+
+    def key(self) -> str:
+        return f"response {self._state}"
+
+    def prepare(self, teacher: PreTrainedModel, student: PreTrainedModel, batch: Batch) -> None:
+        self._head = teacher.get_output_embeddings() if output_kind(teacher) == "language" else None
+        self._state = False
+        if self._head is None:
+            return
+        logits, state = self._run(teacher, batch)
+        with torch.no_grad():
+            self._state = state is not None and torch.equal(self._head(state), logits)
+
+    def _run(self, teacher: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The teacher's logits, and the hidden state that went into its head."""
+        seen: list[Tensor] = []
+
+        def keep(_module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(first_tensor(args, kwargs, "head"))
+
+        path = next((name for name, module in teacher.named_modules() if module is self._head), None)
+        before: dict[str, PreHook] = {path: keep} if path is not None else {}
+        with hooked(teacher, before):
+            logits = outputs_of(teacher, batch)
+        return logits, seen[-1] if seen else None
+
+    def targets(self, teacher: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+        logits, state = self._run(teacher, batch)
+        if self._state and state is not None:
+            return {"state": state}
+        return {"logits": logits}
+
+    def loss(self, student: PreTrainedModel, batch: Batch, targets: Targets) -> Tensor:
+        logits, mask = forward(student, batch), result_mask(student, batch)
+        ours = logits[mask] if logits.dim() == 3 else logits
+        if "state" in targets and self._head is not None:
+            weight = next(self._head.parameters())
+            with torch.no_grad():
+                theirs = self._head(targets["state"][mask].to(weight.dtype))
+        else:
+            theirs = targets["logits"][mask] if logits.dim() == 3 else targets["logits"]
+        compute = binary_response_loss if self.binary else response_loss
+        return compute(ours, theirs, self.temperature)
