@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from compresskit.calibrate.batches import longest_input
 from compresskit.export.generation import decode_inputs
 from compresskit.export.graph import input_names, sample_inputs
+from compresskit.export.parity import TEXT
 
 _LONG = 192
 _TEXTS = (
@@ -34,7 +35,7 @@ def forward_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase |
             list(_TEXTS), padding=True, padding_side="right", truncation=True, max_length=long, return_tensors="pt"
         )
         if int(encoded["input_ids"].max()) < model.config.get_text_config().vocab_size:
-            found["text"] = {name: encoded[name] for name in names}
+            found[TEXT] = {name: encoded[name] for name in names}
     return found
 
 

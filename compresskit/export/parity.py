@@ -1,7 +1,9 @@
 """Does the file compute what the model computes? Checked in ONNX Runtime as it is deployed, at full optimization.
 
 Float models: largest difference relative to the largest output. Integer models: rounding is chaotic (a noise of 2e-7
-moves a code, and the next layer's range with it), so tokens are compared by their cosine.
+moves a code, and the next layer's range with it), so tokens are compared by their cosine. On real text the mean is held
+to ``COSINE``; random tokens and single ones, which no model was trained on, carry the noise further and are held to
+``FLOOR``, which tells a wrong node (an ONNX Runtime fusion that misread scales gave .70) from noise.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ from compresskit.nn.int8 import Int8Linear
 
 FLOAT_TOLERANCE = 1e-4
 COSINE = {"token": 0.9995, "tensor": 0.998}
-_FLOOR = 1e-12
+FLOOR = {"token": 0.98, "tensor": 0.95}
+TEXT = "text"
+"""Name of the batch of real text."""
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def _attended(values: Tensor, mask: Tensor) -> Tensor:
 
 def _cosine(left: Tensor, right: Tensor) -> Tensor:
     """Per row; two rows of zeros agree."""
-    lengths = (left.norm(dim=-1) * right.norm(dim=-1)).clamp(min=_FLOOR)
+    lengths = (left.norm(dim=-1) * right.norm(dim=-1)).clamp(min=_TINY)
     cosine = (left * right).sum(-1) / lengths
     return torch.where((left == right).all(-1), torch.ones_like(cosine), cosine)
 
@@ -140,8 +145,9 @@ def require(cases: Iterable[Case], held_to: str) -> None:
     for case in cases:
         if held_to == "float" and not case.difference <= FLOAT_TOLERANCE:
             raise _differs(case, f"by {case.difference:.1e} of the largest value, above {FLOAT_TOLERANCE:.0e}")
-        if held_to != "float" and not case.cosine_mean >= COSINE[held_to]:
-            raise _differs(case, f"mean cosine {case.cosine_mean:.5f}, below {COSINE[held_to]}")
+        least = 0.0 if held_to == "float" else (COSINE if case.name == TEXT else FLOOR)[held_to]
+        if held_to != "float" and not case.cosine_mean >= least:
+            raise _differs(case, f"mean cosine {case.cosine_mean:.5f}, below {least}")
 
 
 def _differs(case: Case, how: str) -> ExportError:

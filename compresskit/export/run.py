@@ -132,7 +132,7 @@ def _jobs(
     """The files to make: name, graph, batches to check it on."""
     if is_generative(model):
         step = "decoder_with_past.onnx" if target.stem == "model" else f"{target.stem}_decoder_with_past.onnx"
-        prompt = forward_batches(model, None if tokenizer is None else tokenizer)
+        prompt = forward_batches(model, tokenizer)
         prompt = {name: {key: batch[key] for key in ("input_ids", "attention_mask")} for name, batch in prompt.items()}
         return [(target.name, prefill_task(model), prompt), (step, decode_task(model), decode_batches(model))]
     task = forward_task(model, tokenizer, pooling=pooling, sentence_transformer=sentence_transformer)

@@ -8,7 +8,7 @@ from torch import nn
 
 from compresskit.errors import ExportError
 from compresskit.export.graph import Task
-from compresskit.export.parity import measure, require, rule
+from compresskit.export.parity import TEXT, measure, require, rule
 from compresskit.nn.int8 import Int8Linear
 
 
@@ -54,14 +54,22 @@ def test_only_real_tokens_count() -> None:
 def test_thresholds(noise: float, held_to: str, passes: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     error = torch.randn(2, 5, 8, generator=generator).numpy() * noise
-    cases = measure(TASK, {"b": BATCH}, Runtime(lambda y: y + error))
+    cases = measure(TASK, {TEXT: BATCH}, Runtime(lambda y: y + error))
     if passes:
         require(cases, held_to)
         return
     with pytest.raises(ExportError) as caught:
         require(cases, held_to)
     assert caught.value.code == "CK-X007"
-    assert "batch b" in caught.value.where
+    assert "batch text" in caught.value.where
+
+
+def test_random_tokens_are_held_to_the_floor() -> None:
+    error = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)).numpy()
+    require(measure(TASK, {"random": BATCH}, Runtime(lambda y: y + 0.2 * error)), "token")
+    with pytest.raises(ExportError) as caught:
+        require(measure(TASK, {"random": BATCH}, Runtime(lambda y: y + 1.5 * error)), "tensor")
+    assert caught.value.code == "CK-X007"
 
 
 def test_nan_and_shape_are_refused() -> None:
