@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.outputs import outputs_of
+from compresskit.calibrate.outputs import outputs_of, result_mask
 from compresskit.core import anatomy
 from compresskit.core.context import Batch
 from compresskit.errors import InternalError, ModelError
@@ -64,9 +64,7 @@ def padding_deviation(model: PreTrainedModel, batch: Batch) -> tuple[float, floa
         kept = batch["attention_mask"][row].bool()
         single = {key: _cut(key, value, row, kept) for key, value in batch.items()}
         alone = outputs_of(model, single)[0]
-        decoded = batch.get("decoder_attention_mask")
-        mask = kept if decoded is None else decoded[row].bool()
-        beside = together[row] if together.dim() == 2 else together[row][mask]
+        beside = together[row] if together.dim() == 2 else together[row][result_mask(model, batch)[row]]
         scale = max(float(alone.abs().max()), 1e-6)
         worst = max(worst, float((alone - beside).abs().max()) / scale)
         cosine = min(cosine, float(nn.functional.cosine_similarity(alone.flatten(), beside.flatten(), dim=0)))
