@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from compresskit.checkpoint.save import save_checkpoint
 from tests import models
 from tests.conftest import ROOT
 
@@ -64,21 +66,36 @@ class Folder:
         return self.path
 
 
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Undamaged checkpoints, to be copied."""
+    folder = tmp_path_factory.mktemp("originals")
+    models.write_checkpoint(models.tiny("bert"), folder / "bert", with_tokenizer=False)
+    models.write_checkpoint(models.tiny("gpt2", task="lm"), folder / "gpt2", with_tokenizer=False)
+    models.tiny("bert").save_pretrained(folder / "sharded", max_shard_size="200KB")
+    save_checkpoint(models.tiny("bert"), folder / "ours", extra_files={"notes.txt": "x"})
+    return folder
+
+
 @pytest.fixture
-def bert(tmp_path: Path) -> Folder:
+def bert(tmp_path: Path, originals: Path) -> Folder:
     """A tiny BERT."""
-    return Folder(models.write_checkpoint(models.tiny("bert"), tmp_path / "bert", with_tokenizer=False))
+    return Folder(Path(shutil.copytree(originals / "bert", tmp_path / "bert")))
 
 
 @pytest.fixture
-def gpt2(tmp_path: Path) -> Folder:
+def gpt2(tmp_path: Path, originals: Path) -> Folder:
     """A tiny GPT-2 with its tied language head."""
-    return Folder(models.write_checkpoint(models.tiny("gpt2", task="lm"), tmp_path / "gpt2", with_tokenizer=False))
+    return Folder(Path(shutil.copytree(originals / "gpt2", tmp_path / "gpt2")))
 
 
 @pytest.fixture
-def sharded(tmp_path: Path) -> Folder:
+def sharded(tmp_path: Path, originals: Path) -> Folder:
     """A tiny BERT in several weight files."""
-    model = models.tiny("bert")
-    model.save_pretrained(tmp_path / "sharded", max_shard_size="200KB")
-    return Folder(tmp_path / "sharded")
+    return Folder(Path(shutil.copytree(originals / "sharded", tmp_path / "sharded")))
+
+
+@pytest.fixture
+def ours(tmp_path: Path, originals: Path) -> Folder:
+    """A checkpoint that we wrote, with a manifest."""
+    return Folder(Path(shutil.copytree(originals / "ours", tmp_path / "ours")))

@@ -410,13 +410,6 @@ def test_s16_a_broken_tokenizer_is_a_typed_error(bert: Folder, content: str) -> 
     assert raised.value.code == "CK-M019"
 
 
-@pytest.fixture
-def ours(tmp_path: Path, bert: Folder) -> Folder:
-    """A checkpoint with a manifest."""
-    save_checkpoint(open_source(bert.path).load_model(), tmp_path / "ours", extra_files={"notes.txt": "x"})
-    return Folder(tmp_path / "ours")
-
-
 def add_entry(folder: Folder, path: Any) -> None:
     entry = {"path": path, "size": 1, "sha256": "0" * 64}
     folder.json(lambda content: content["files"].append(entry), manifest.NAME)
