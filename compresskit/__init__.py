@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compresskit.core.compressor import Compressor
     from compresskit.export import export_onnx as export
-    from compresskit.pipeline import Result, apply, inspect, plan, verify
+    from compresskit.pipeline import Result, inspect, verify
+    from compresskit.pipeline.run import apply, plan
     from compresskit.recipe import Recipe
     from compresskit.registry import register
 

@@ -43,7 +43,7 @@ def read_operations(model: PreTrainedModel) -> tuple[list[Operation], frozenset[
     """The layout of ``model``, not yet verified, and the pairs that stay untied without an operation.
 
     Raises:
-        ModelError: CK-L010 to CK-L013, naming the path of what no operation can describe.
+        ModelError: CK-L010 to CK-L012, naming the path of what no operation can describe.
     """
     reader = _Reader(model)
     with default_dtype(model_dtype(model)), torch.device("meta"):

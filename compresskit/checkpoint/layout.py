@@ -25,7 +25,7 @@ def read_layout(model: PreTrainedModel) -> list[Operation]:
     """The operations that make ``model`` out of ``type(model)(model.config)``; [] for a stock model.
 
     Raises:
-        ModelError: CK-L010 to CK-L013 for a part that no operation can describe; CK-L020, if the layout, replayed,
+        ModelError: CK-L010 to CK-L012 for a part that no operation can describe; CK-L020, if the layout, replayed,
             gives another model; CK-L021, if the config makes no model at all.
     """
     layout, apart = read_operations(model)

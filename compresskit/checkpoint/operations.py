@@ -261,11 +261,26 @@ def _attrs(model: PreTrainedModel, operation: Operation) -> bool:
 
 
 _ABSENT = object()
+# State of training or running that modules keep as plain attributes; nothing that belongs into a layout.
+_RUNTIME = frozenset(
+    {
+        "compresskit_attention",
+        "config",
+        "gradient_checkpointing",
+        "is_parallelizable",
+        "is_quantized",
+        "max_seq_len_cached",
+        "model_parallel",
+        "name_or_path",
+        "quantization_method",
+        "training",
+    }
+)
 
 
 def setting_of(module: nn.Module, name: str) -> Any:
     """The plain public attribute ``name`` of ``module`` (or its class), or a marker if there is none."""
-    if name.startswith("_") or name in ("training", "config"):
+    if name.startswith("_") or name in _RUNTIME:
         return _ABSENT
     value = vars(module).get(name, getattr(type(module), name, _ABSENT))
     return value if value is not _ABSENT and is_setting(value) else _ABSENT

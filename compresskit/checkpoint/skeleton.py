@@ -22,20 +22,6 @@ from transformers.initialization import no_tie_weights
 from compresskit.checkpoint.operations import has_setting, is_compressed, plain, setting_of
 from compresskit.errors import ModelError
 
-# State of training or running that modules keep as plain attributes; the loader sets them anew.
-_RUNTIME = frozenset(
-    {
-        "compresskit_attention",
-        "gradient_checkpointing",
-        "is_parallelizable",
-        "is_quantized",
-        "max_seq_len_cached",
-        "model_parallel",
-        "name_or_path",
-        "quantization_method",
-    }
-)
-
 
 def model_dtype(model: nn.Module) -> torch.dtype:
     """The floating type of most stock parameters; scales of our layers keep a type of their own and don't count."""
@@ -147,7 +133,7 @@ def _kind(module: nn.Module) -> Any:
 
 def settings(module: nn.Module) -> list[str]:
     """Names of the plain attributes of ``module`` that belong to its structure."""
-    return [name for name in vars(module) if name not in _RUNTIME and has_setting(module, name)]
+    return [name for name in vars(module) if has_setting(module, name)]
 
 
 def plain_setting(module: nn.Module, name: str) -> Any:

@@ -39,7 +39,4 @@ def compress_all(model: GPT2LMHeadModel) -> None:
     surgery.replace(model, query.path, Int8Linear.from_weight(query.weight, query.bias, "tensor"))
     table = QuantizedEmbedding.from_table(model.transformer.wte, 4, 32)
     head = QuantizedHead(table.rows, table.columns, 4, 32)
-    surgery.replace(model, "transformer.wte", table, untie=True)
-    surgery.replace(model, "lm_head", head, untie=True)
-    for name in ("codes", "scale", "zero"):
-        surgery.share_parameters(model, f"transformer.wte.{name}", f"lm_head.{name}")
+    surgery.replace_tied(model, {"transformer.wte": table, "lm_head": head})
