@@ -91,7 +91,7 @@ def _refuse_float(name: str, weight: Tensor, floats: list[np.ndarray[Any, Any]],
         for oriented in (array, array.T):
             if oriented.shape != tuple(values.shape):
                 continue
-            other = torch.from_numpy(np.ascontiguousarray(oriented)).float()
+            other = torch.tensor(oriented).float()
             if _proportional(values[0], other[0]) and torch.allclose(values, other, rtol=1e-3, atol=1e-6):
                 raise _refused(f"{name} is in the file as float too", path)
 
