@@ -35,6 +35,7 @@ def load_texts(
     seed: int = 0,
     column: str | None = None,
     split: Split = "calibration",
+    vocabulary: Sequence[str] = (),
     warn: Callable[[str], None] | None = None,
 ) -> list[str]:
     """``samples`` texts from ``data``: the word ``builtin``, or a file.
@@ -44,6 +45,7 @@ def load_texts(
         seed: which rows of a longer file are taken, and which built-in texts.
         column: the column of a .tsv or .csv, the key of a .jsonl; needed where no usual name is there.
         split: of the built-in texts, ``calibration`` or ``heldout``.
+        vocabulary: words of the model's, for the built-in texts; see ``text.vocabulary_words``.
         warn: told about fewer texts than asked for.
 
     Raises:
@@ -53,7 +55,7 @@ def load_texts(
     if samples is not None and samples < 1:
         raise DataError("CK-D003", f"{samples} texts were asked for", fix="ask for at least one")
     if str(data) == BUILTIN:
-        return builtin_texts(samples or 256, seed, split=split)
+        return builtin_texts(samples or 256, seed, split=split, vocabulary=vocabulary)
     path = Path(data)
     if not path.is_file():
         raise DataError(

@@ -2,20 +2,24 @@
 
 A refit by least squares fits the domain that it saw: calibrated on documentation alone, a pruned encoder kept .983
 cosine there and .787 on everyday sentences. So calibration mixes kinds and lengths, and fidelity is reported on two
-domains. Text of the user's own domain is better than any of this.
+domains. Strings of words from the model's own vocabulary reach directions that no made-up sentence does. Text of the
+user's own domain is better than any of this.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from compresskit.calibrate import everyday, harvest
 from compresskit.calibrate.everyday import Split
 from compresskit.errors import DataError
 
-Kind = Literal["documentation", "docstrings", "messages", "sentences", "questions", "passages"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Kind = Literal["documentation", "docstrings", "messages", "sentences", "questions", "passages", "vocabulary"]
 
 DOMAINS: dict[str, tuple[Kind, ...]] = {
     "documentation": ("documentation", "docstrings", "messages"),
@@ -30,8 +34,9 @@ SHARES: dict[Kind, int] = {
     "sentences": 6,
     "questions": 1,
     "passages": 1,
+    "vocabulary": 8,
 }
-"""Of sixteen texts, how many are of which kind."""
+"""Of twenty-four texts, how many are of which kind; of sixteen, where no vocabulary is given."""
 
 _POOLS: dict[str, Callable[[Split], Sequence[str]]] = {
     "documentation": harvest.documentation,
@@ -46,7 +51,12 @@ _GRAMMAR: dict[str, Callable[[random.Random, Split], str]] = {
 
 
 def builtin_texts(
-    samples: int, seed: int = 0, *, split: Split = "calibration", kinds: Sequence[str] | None = None
+    samples: int,
+    seed: int = 0,
+    *,
+    split: Split = "calibration",
+    kinds: Sequence[str] | None = None,
+    vocabulary: Sequence[str] = (),
 ) -> list[str]:
     """``samples`` different texts, the same for the same arguments and Python version, kinds well mixed.
 
@@ -54,12 +64,15 @@ def builtin_texts(
         split: ``heldout`` texts come from other modules, other sentence patterns and other words than ``calibration``
             texts, and none of them is among those.
         kinds: kinds (see ``SHARES``) or domains (see ``DOMAINS``); all by default.
+        vocabulary: words that strings of random words are made of, as ``vocabulary_words`` gives them; none are made
+            without.
 
     Raises:
         DataError: CK-D010, where the kinds don't hold that many texts, or Python's sources are absent.
     """
-    chosen = _kinds(kinds)
-    streams = {kind: _stream(kind, seed, split) for kind in chosen}
+    words = tuple(word for word in vocabulary if everyday.held_out(word) == (split == "heldout"))
+    chosen = _kinds(kinds if kinds is not None else [*DOMAINS, *(["vocabulary"] if words else [])])
+    streams = {kind: _stream(kind, seed, split, words) for kind in chosen}
     turns = [kind for turn in range(max(SHARES[kind] for kind in chosen)) for kind in chosen if SHARES[kind] > turn]
     texts: dict[str, None] = {}
     while streams and len(texts) < samples:
@@ -80,8 +93,25 @@ def builtin_texts(
     return list(texts)
 
 
-def _kinds(wanted: Sequence[str] | None) -> list[Kind]:
-    names = list(wanted) if wanted is not None else list(DOMAINS)
+def vocabulary_words(tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
+    """Whole words of at least three letters that are one token each, in alphabetical order."""
+    if tokenizer is None:
+        return ()
+    tokens = tokenizer.get_vocab()
+    # Tokens that begin a word: marked in byte-level and sentence-piece vocabularies, unmarked in WordPiece.
+    marks = tuple(mark for mark in ("Ġ", "▁") if sum(token.startswith(mark) for token in tokens) > len(tokens) // 20)
+    words = {
+        token[1:] if marks else token
+        for token in tokens
+        if token.startswith(marks) or (not marks and not token.startswith("##"))
+    }
+    # Bytes of other scripts look like letters in a byte-level vocabulary.
+    return tuple(
+        sorted(word for word in words if len(word) > 2 and word.isalpha() and (word.isascii() or "Ġ" not in marks))
+    )
+
+
+def _kinds(names: Sequence[str]) -> list[Kind]:
     kinds: list[Kind] = []
     for name in names:
         if name not in DOMAINS and name not in get_args(Kind):
@@ -94,7 +124,7 @@ def _kinds(wanted: Sequence[str] | None) -> list[Kind]:
     return list(dict.fromkeys(kinds))
 
 
-def _stream(kind: Kind, seed: int, split: Split) -> Iterator[str]:
+def _stream(kind: Kind, seed: int, split: Split, words: Sequence[str]) -> Iterator[str]:
     """Different texts of one kind: all of a shuffled pool, or of a grammar until it repeats itself."""
     choice = random.Random(f"{seed} {kind} {split}")
     if kind in _POOLS:
@@ -104,6 +134,10 @@ def _stream(kind: Kind, seed: int, split: Split) -> Iterator[str]:
             pool = [text for text in pool if text not in seen]
         choice.shuffle(pool)
         yield from pool
+        return
+    if kind == "vocabulary":
+        while words:
+            yield " ".join(choice.choice(words) for _ in range(choice.randint(5, 20)))
         return
     written: set[str] = set()
     repeats = 0

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from compresskit.calibrate import everyday
 from compresskit.calibrate.lexicon import PATTERNS, WORDS
-from compresskit.calibrate.text import DOMAINS, SHARES, builtin_texts
+from compresskit.calibrate.text import DOMAINS, SHARES, builtin_texts, vocabulary_words
 from compresskit.errors import DataError
+from tests import models
 
 
 def test_equal_seeds_give_equal_texts_and_other_seeds_others() -> None:
@@ -22,7 +24,7 @@ def test_a_longer_sample_begins_with_the_shorter_one() -> None:
     assert builtin_texts(80, 0)[:20] == builtin_texts(20, 0)
 
 
-@pytest.mark.parametrize("kind", SHARES)
+@pytest.mark.parametrize("kind", [kind for kind in SHARES if kind != "vocabulary"])
 def test_each_kind_has_both_splits_and_they_are_disjoint(kind: str) -> None:
     calibration = builtin_texts(120, 0, kinds=[kind])
     heldout = builtin_texts(60, 0, split="heldout", kinds=[kind])
@@ -105,3 +107,38 @@ def test_more_than_there_is_is_refused() -> None:
     with pytest.raises(DataError, match="were asked for") as caught:
         builtin_texts(10**5, kinds=["messages"])
     assert caught.value.code == "CK-D010"
+
+
+def test_words_of_the_model_become_a_third_of_the_texts() -> None:
+    words = vocabulary_words(models.tokenizer())
+    assert {"the", "film"} <= set(words)
+    assert list(words) == sorted(words)
+    plain, mixed = builtin_texts(48, 0), builtin_texts(48, 0, vocabulary=words)
+    made = [text for text in mixed if set(text.split()) <= set(words)]
+    assert len(made) == 16
+    assert len(set(plain) & set(mixed)) == 32
+    heldout = {
+        word
+        for text in builtin_texts(40, 0, split="heldout", kinds=["vocabulary"], vocabulary=words)
+        for word in text.split()
+    }
+    assert not heldout & {word for text in made for word in text.split()}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (["[CLS]", "cat", "##cat", "dog", "no", "x1y"], ("cat", "dog")),
+        (["Ġcat", "cat", "Ġdog", "ĠÃ©tÃ©", "!", "Ġno"], ("cat", "dog")),
+        (["▁cat", "s", "▁été", "▁12", "</s>"], ("cat", "été")),
+    ],
+)
+def test_words_are_found_in_each_form_of_vocabulary(tokens: list[str], words: tuple[str, ...]) -> None:
+    tokenizer = SimpleNamespace(get_vocab=lambda: {token: index for index, token in enumerate(tokens)})
+    assert vocabulary_words(tokenizer) == words
+
+
+def test_without_a_vocabulary_its_kind_is_refused() -> None:
+    assert vocabulary_words(None) == ()
+    with pytest.raises(DataError):
+        builtin_texts(4, kinds=["vocabulary"])

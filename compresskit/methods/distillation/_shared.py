@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.text import builtin_texts
+from compresskit.calibrate.text import builtin_texts, vocabulary_words
 from compresskit.core.compressor import Compressor, Gain, Need
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
@@ -63,7 +63,8 @@ def distil(
     method: Distillation, model: PreTrainedModel, sites: Sequence[Site], context: Context, objective: Objective
 ) -> None:
     """Train ``model`` towards the teacher and note what was done."""
-    texts = list(context.texts) or builtin_texts(method.texts, context.seed)
+    words = vocabulary_words(context.tokenizer)
+    texts = list(context.texts) or builtin_texts(method.texts, context.seed, vocabulary=words)
     outcome = recover(model, context, objective, texts, training_options(method))
     context.details.update({sites[0].path or "model": asdict(outcome)})
 
