@@ -6,18 +6,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compresskit.calibrate.batches import longest_input
+from compresskit.calibrate.text import builtin_texts
 from compresskit.export.generation import decode_inputs
 from compresskit.export.graph import input_names, sample_inputs
 from compresskit.export.parity import TEXT
 
 _LONG = 192
-_TEXTS = (
-    "The harbour is closed until the storm has passed.",
-    "Yes.",
-    "A list of numbers: 3, 14, 159 and 2653.",
-    "She asked whether the train to the coast still runs on Sundays, since the timetable at the station was out of "
-    "date and nobody there could say.",
-)
+_TEXTS, _TEXT_LENGTH = 32, 64
 
 
 def forward_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, dict[str, Tensor]]:
@@ -31,8 +26,14 @@ def forward_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase |
         "long": sample_inputs(model, names, 1, long, seed=4),
     }
     if tokenizer is not None and tokenizer.pad_token_id is not None and set(names) <= set(tokenizer.model_input_names):
+        texts = builtin_texts(_TEXTS, 0, split="heldout")
         encoded = tokenizer(
-            list(_TEXTS), padding=True, padding_side="right", truncation=True, max_length=long, return_tensors="pt"
+            texts,
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=min(long, _TEXT_LENGTH),
+            return_tensors="pt",
         )
         if int(encoded["input_ids"].max()) < model.config.get_text_config().vocab_size:
             found[TEXT] = {name: encoded[name] for name in names}

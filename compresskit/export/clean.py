@@ -38,7 +38,9 @@ def fold_sums_of_codes(graph: Any) -> None:
     """Compute the sums of integer weights' rows now: else the codes would be stored in both orientations."""
     for node in list(graph):
         cast = node.inputs[0].producer() if node.op_type == "ReduceSum" and node.inputs[0] is not None else None
-        source = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+        if cast is None or cast.op_type != "Cast":
+            continue
+        source = cast.inputs[0]
         axes = node.inputs[1] if len(node.inputs) > 1 else None
         if source is None or axes is None or axes.const_value is None or not _is_codes(source):
             continue
@@ -63,8 +65,10 @@ def _is_codes(value: Any) -> bool:
 def _replace_by_weight(graph: Any, node: Any, name: str, array: Any) -> None:
     import onnx_ir
 
-    value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name))
-    value.shape, value.dtype = value.const_value.shape, value.const_value.dtype
+    tensor = onnx_ir.tensor(array, name=name)
+    value = onnx_ir.Value(
+        name=name, shape=onnx_ir.Shape(array.shape), type=onnx_ir.TensorType(tensor.dtype), const_value=tensor
+    )
     if name in graph.initializers:
         value = graph.initializers[name]
     else:

@@ -16,6 +16,7 @@ from compresskit.export.graph import (
     SAMPLE_LENGTH,
     SEQUENCE,
     TOTAL,
+    Dimensions,
     Task,
     positions,
     sample_inputs,
@@ -38,7 +39,7 @@ def decode_task(model: PreTrainedModel) -> Task:
     module = _Decode(model).eval()
     sample = decode_inputs(model, SAMPLE_BATCH, SAMPLE_LENGTH)
     layers = (len(sample) - 2) // 2
-    inputs = {"input_ids": (BATCH, None), "attention_mask": (BATCH, TOTAL)}
+    inputs: dict[str, Dimensions] = {"input_ids": (BATCH, None), "attention_mask": (BATCH, TOTAL)}
     outputs = {"logits": (BATCH, None, None), **_cache_names("present", layers, TOTAL)}
     inputs.update(_cache_names("past_key_values", layers, PAST))
     return Task("decoder_with_past", module, sample, inputs, outputs, _renamed(layers))
@@ -68,7 +69,7 @@ class _Layer(DynamicLayer):
         return key_states, value_states
 
     def get_seq_length(self) -> int:
-        return self.keys.shape[-2] if self.is_initialized else 0
+        return 0 if self.keys is None else self.keys.shape[-2]
 
 
 def _empty_cache() -> DynamicCache:
@@ -120,11 +121,11 @@ def _cache_of(model: PreTrainedModel, prompt: dict[str, Tensor]) -> DynamicCache
     return cache
 
 
-def _layers(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+def _layers(cache: Any) -> list[tuple[Tensor, Tensor]]:
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _cache_names(prefix: str, layers: int, length: str) -> dict[str, tuple[str | None, ...]]:
+def _cache_names(prefix: str, layers: int, length: str) -> dict[str, Dimensions]:
     return {f"{prefix}.{index}.{part}": (BATCH, None, length, None) for index in range(layers) for part in _PARTS}
 
 

@@ -96,10 +96,12 @@ def forward_task(
     with torch.no_grad():
         found = module(**sample)
     length = DECODER if "decoder_input_ids" in names else SEQUENCE
-    outputs = {
+    outputs: dict[str, Dimensions] = {
         name: (BATCH, length if tensor.dim() == 3 else None, None)[: tensor.dim()] for name, tensor in found.items()
     }
-    inputs = {name: (BATCH, DECODER if name.startswith("decoder") else SEQUENCE) for name in names}
+    inputs: dict[str, Dimensions] = {
+        name: (BATCH, DECODER if name.startswith("decoder") else SEQUENCE) for name in names
+    }
     return Task("model", module, sample, inputs, outputs)
 
 

@@ -1,8 +1,9 @@
 """Does the file compute what the model computes? Checked in ONNX Runtime as it is deployed, at full optimization.
 
 Float models: largest difference relative to the largest output. Integer models: rounding is chaotic (a noise of 2e-7
-moves a code, and the next layer's range with it), so tokens are compared by their cosine. On real text the mean is held
-to ``COSINE``; random tokens and single ones, which no model was trained on, carry the noise further and are held to
+moves a code, and the next layer's range with it), so tokens are compared by their cosine. On real text the mean over
+texts (of embeddings and means of hidden states; for logits over positions) is held to ``COSINE``; single hidden states,
+random tokens and single ones, which no model was trained on, carry the noise further and are held to
 ``FLOOR``, which tells a wrong node (an ONNX Runtime fusion that misread scales gave .70) from noise.
 """
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from compresskit.calibrate.outputs import pool
 from compresskit.errors import ExportError
 from compresskit.export.graph import Task
 from compresskit.nn.int8 import Int8Linear
@@ -25,6 +27,7 @@ from compresskit.nn.int8 import Int8Linear
 FLOAT_TOLERANCE = 1e-4
 COSINE = {"token": 0.9995, "tensor": 0.998}
 FLOOR = {"token": 0.98, "tensor": 0.95}
+HIDDEN = "last_hidden_state"
 TEXT = "text"
 """Name of the batch of real text."""
 _TINY = 1e-12
@@ -100,6 +103,9 @@ def measure(task: Task, batches: Mapping[str, Mapping[str, Tensor]], run: Any) -
         mask = batch["attention_mask"].bool()
         for output, array in zip(task.outputs, found, strict=True):
             cases.append(_compare(task, name, output, expected[output], array, mask))
+            if output == HIDDEN:
+                left, right = (pool(x, mask) for x in (expected[output], torch.from_numpy(array)))
+                cases.append(_compare(task, name, f"mean of {HIDDEN}", left, right.numpy(), mask))
     return cases
 
 
@@ -145,7 +151,9 @@ def require(cases: Iterable[Case], held_to: str) -> None:
     for case in cases:
         if held_to == "float" and not case.difference <= FLOAT_TOLERANCE:
             raise _differs(case, f"by {case.difference:.1e} of the largest value, above {FLOAT_TOLERANCE:.0e}")
-        least = 0.0 if held_to == "float" else (COSINE if case.name == TEXT else FLOOR)[held_to]
+        least = (
+            0.0 if held_to == "float" else (COSINE if case.name == TEXT and case.output != HIDDEN else FLOOR)[held_to]
+        )
         if held_to != "float" and not case.cosine_mean >= least:
             raise _differs(case, f"mean cosine {case.cosine_mean:.5f}, below {least}")
 

@@ -126,7 +126,7 @@ def lowering(profile: Profile) -> Iterator[None]:
         yield
         return
     before = Int8Linear.forward
-    Int8Linear.forward = _weights_only  # type: ignore[method-assign]
+    Int8Linear.forward = _weights_only  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
