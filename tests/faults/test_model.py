@@ -17,7 +17,7 @@ from compresskit.checkpoint.source import open_source
 from compresskit.core import surgery
 from compresskit.errors import CompressKitError, ModelError
 from tests import models
-from tests.checkpoint.toys import ToyTable
+from tests.checkpoint.toys import ToyInt8, ToyTable, replace_all
 from tests.faults.conftest import Folder
 from tests.faults.test_save import as_hub_cache, flip
 
@@ -191,15 +191,43 @@ def test_f29_a_tie_survives_saving(tmp_path: Path, gpt2: Folder) -> None:
     assert again.lm_head.weight is again.transformer.wte.weight
 
 
-def test_f29_one_side_of_a_tie_is_replaced(tmp_path: Path, gpt2: Folder) -> None:
+def test_f29_one_side_of_a_tie_cannot_be_replaced_alone(gpt2: Folder) -> None:
     model = open_source(gpt2.path).load_model()
-    surgery.replace(model, "transformer.wte", ToyTable.of(model.transformer.wte), untie=True)
+    with pytest.raises(ModelError) as raised:
+        surgery.replace(model, "transformer.wte", ToyTable.of(model.transformer.wte))
+    assert raised.value.code == "CK-M032"
+    assert "lm_head" in raised.value.what
+
+
+def test_f29_both_sides_of_a_tie_are_replaced(tmp_path: Path, gpt2: Folder) -> None:
+    model = open_source(gpt2.path).load_model()
+    both = {"transformer.wte": ToyTable.of(model.transformer.wte), "lm_head": ToyInt8.of(model.lm_head)}
+    surgery.replace_tied(model, both)
     saved = save_checkpoint(model, tmp_path / "out")
-    assert not saved.native
-    batch = models.inputs("gpt2")
     again = open_source(saved.path).load_model()
+    assert again.lm_head.codes is again.transformer.wte.codes
+    batch = models.inputs("gpt2")
     assert torch.equal(models.output(model, batch), models.output(again, batch))
+    assert open_source(saved.path).disk_report["weights"] < open_source(gpt2.path).disk_report["weights"] - 64 * 512 * 2
+
+
+def test_f29_an_untied_pair_is_saved_with_the_config_that_says_so(tmp_path: Path, gpt2: Folder) -> None:
+    model = open_source(gpt2.path).load_model()
+    model.lm_head.weight = torch.nn.Parameter(model.transformer.wte.weight.detach() * 0.5)
+    model.config.tie_word_embeddings = False
+    saved = save_checkpoint(model, tmp_path / "out")
+    batch = models.inputs("gpt2")
+    assert torch.equal(models.output(model, batch), models.output(open_source(saved.path).load_model(), batch))
     assert json.loads((saved.path / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_f29_a_broken_tie_that_the_config_does_not_admit_is_not_saved(tmp_path: Path, gpt2: Folder) -> None:
+    model = open_source(gpt2.path).load_model()
+    model.lm_head.weight = torch.nn.Parameter(model.transformer.wte.weight.detach() * 0.5)
+    with pytest.raises(ModelError) as raised:
+        save_checkpoint(model, tmp_path / "out")
+    assert raised.value.code == "CK-M015"
+    assert not (tmp_path / "out").exists()
 
 
 def test_f30_config_says_tied_and_the_weights_differ(gpt2: Folder) -> None:
@@ -252,7 +280,7 @@ def test_f35_gguf(bert: Folder, name: str) -> None:
 
 def test_f35_our_own_checkpoints_are_accepted(tmp_path: Path, gpt2: Folder) -> None:
     model = open_source(gpt2.path).load_model()
-    surgery.replace(model, "transformer.wte", ToyTable.of(model.transformer.wte), untie=True)
+    assert replace_all(model, ToyInt8.of)
     save_checkpoint(model, tmp_path / "out")
     opened = open_source(tmp_path / "out")
     assert opened.compressed
