@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING
 from compresskit.checkpoint import manifest
 from compresskit.checkpoint.files import MOST_NAME_BYTES, printable
 from compresskit.checkpoint.storage import free_bytes, nearest_folder, storage_errors
-from compresskit.checkpoint.swap import LONGEST_SUFFIX, moved_aside
+from compresskit.checkpoint.swap import moved_aside
 from compresskit.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
     from compresskit.checkpoint.source import Source
 
+REJECTED = ".rejected"
+"""Ending of the folder beside the output where a result that missed a gate is kept."""
+
+MOST_OUTPUT_NAME_BYTES = 215  # names of temporary and rejected folders beside the output are up to 40 bytes longer
 _MOST_PATH_BYTES = 4096 - 512  # what lies inside needs room too
 
 
@@ -84,8 +88,8 @@ def _checked_name(output: str | Path) -> str:
         why = "the path is too long"
     elif any(len(os.fsencode(part)) > MOST_NAME_BYTES for part in Path(text).parts):
         why = f"a name in it has more than {MOST_NAME_BYTES} bytes"
-    elif len(os.fsencode(name)) > MOST_NAME_BYTES - LONGEST_SUFFIX:
-        why = f"its name has more than {MOST_NAME_BYTES - LONGEST_SUFFIX} bytes; temporary names beside it are longer"
+    elif len(os.fsencode(name.removesuffix(REJECTED))) > MOST_OUTPUT_NAME_BYTES:
+        why = f"its name has more than {MOST_OUTPUT_NAME_BYTES} bytes; temporary names beside it are longer"
     if why:
         raise UsageError("CK-I004", f"{printable(text, 120)!r} can't be an output", why=why, fix="choose another name")
     return text

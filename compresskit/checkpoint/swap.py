@@ -20,7 +20,6 @@ from compresskit.checkpoint.faults import point
 
 STAGED = ".ck-tmp-"
 ASIDE = ".ck-old-"
-LONGEST_SUFFIX = len(STAGED) + 12
 
 _logger = logging.getLogger(__name__)
 
