@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.moments import input_moments
+from compresskit.calibrate.moments import Moments, input_moments
 from compresskit.core import surgery
 from compresskit.core.compressor import Compressor, Gain, Need
 from compresskit.core.context import Context
@@ -72,8 +72,8 @@ class Svd(Compressor):
         for site in sites:
             plain = view(model, site.path)
             rows, columns = plain.weight.shape
-            rank = self._round(self._fixed_rank(rows, columns))
-            if rank <= low_rank.dense_rank(rows, columns):
+            rank = low_rank.rounded(self._fixed_rank(rows, columns), self.round_to)
+            if rank <= low_rank.break_even(rows, columns):
                 saved += (rows * columns - rank * (rows + columns)) * plain.weight.element_size()
         return saved
 
@@ -84,24 +84,24 @@ class Svd(Compressor):
     def _fixed_rank(self, rows: int, columns: int) -> int:
         if self.rank is not None:
             return self.rank
-        return low_rank.rank_for_ratio(rows, columns, self.ratio if self.ratio is not None else DEFAULT_RATIO)
-
-    def _round(self, rank: int) -> int:
-        return max(1, rank // self.round_to * self.round_to) if rank >= self.round_to else rank
+        return low_rank.rank_of_share(self.ratio if self.ratio is not None else DEFAULT_RATIO, rows, columns)
 
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         if self.nothing_asked():
             context.details.update({site.path: {"left_dense": "nothing was asked"} for site in sites})
             return
         paths = [site.path for site in sites]
-        grams = {}
+        roots: dict[int, Tensor] = {}
+        moments: dict[str, Moments] = {}
         if self.whiten:
             moments = input_moments(model, paths, context.calibration, gram=True, progress=context.progress)
-            grams = {path: found.gram for path, found in moments.items()}
         spectra = []
         for number, path in enumerate(paths):
-            weight, gram = view(model, path).weight, grams.get(path)
-            spectra.append(low_rank.plain(weight) if gram is None else low_rank.whitened(weight, gram))
+            # Queries, keys and values see the same inputs, and get the same moments: one root serves all.
+            seen = moments.get(path)
+            if seen is not None and seen.gram is not None and id(seen) not in roots:
+                roots[id(seen)] = low_rank.square_root(seen.gram)
+            spectra.append(low_rank.spectrum(view(model, path).weight, roots.get(id(seen))))
             context.progress((number + 1) / len(paths), f"decomposing {path}")
         dense = 0
         for path, spectrum, rank in zip(paths, spectra, self._ranks(model, paths, spectra), strict=True):
@@ -109,35 +109,49 @@ class Svd(Compressor):
         if dense:
             context.warn(f"{dense} of {len(paths)} matrices stay dense: their factors would not be smaller")
 
-    def _ranks(self, model: PreTrainedModel, paths: list[str], spectra: list[low_rank.Spectrum]) -> list[int]:
+    def _ranks(self, model: PreTrainedModel, paths: list[str], spectra: list[low_rank.Spectrum]) -> list[int | None]:
+        """A rank for each matrix, or None where it is better left dense."""
         views = [view(model, path) for path in paths]
-        shapes = [(plain.out_features, plain.in_features) for plain in views]
         if self.budget is not None:
-            ranks = low_rank.ranks_for_budget([found.values for found in spectra], shapes, self.budget)
-        elif self.energy is not None:
-            ranks = [low_rank.rank_for_energy(found.values, self.energy) for found in spectra]
-        else:
-            ranks = [self._fixed_rank(*shape) for shape in shapes]
-        return [self._round(rank) for rank in ranks]
+            # Losses of matrices of different scale are compared relative to their own output.
+            candidates = [
+                low_rank.Candidate(plain.out_features, plain.in_features, _relative_gains(found.singular_values))
+                for plain, found in zip(views, spectra, strict=True)
+            ]
+            total = sum(plain.out_features * plain.in_features for plain in views)
+            return low_rank.allocate(candidates, int(self.budget * total), self.round_to)
+        ranks: list[int | None] = []
+        for plain, found in zip(views, spectra, strict=True):
+            if self.energy is not None:
+                rank = low_rank.rank_of_energy(found.singular_values, self.energy)
+            else:
+                rank = self._fixed_rank(plain.out_features, plain.in_features)
+            rank = low_rank.rounded(rank, self.round_to)
+            ranks.append(rank if rank <= low_rank.break_even(plain.out_features, plain.in_features) else None)
+        return ranks
 
     def _factorise(
-        self, model: PreTrainedModel, path: str, spectrum: low_rank.Spectrum, rank: int, context: Context
+        self, model: PreTrainedModel, path: str, spectrum: low_rank.Spectrum, rank: int | None, context: Context
     ) -> bool:
         """Replace the matrix at ``path``; False if it is better left dense."""
         plain = view(model, path)
         rows, columns = plain.weight.shape
-        limit = low_rank.dense_rank(rows, columns)
-        if rank > limit:
-            context.details[path] = {"left_dense": f"rank {rank} would need more than the {rows}x{columns} matrix"}
+        if rank is None:
+            context.details[path] = {"left_dense": f"its factors would hold more than the {rows}x{columns} matrix"}
             return False
-        up, down = (part.to(plain.weight.dtype) for part in spectrum.factors(rank))
-        values = spectrum.values
-        lost = torch.linalg.vector_norm(values[rank:]) / torch.linalg.vector_norm(values).clamp(min=1e-300)
+        up, down = (part.to(plain.weight.dtype) for part in low_rank.factors(plain.weight, spectrum, rank))
+        whole = spectrum.loss(0)
         context.details[path] = {
             "rank": rank,
             "of": min(rows, columns),
             "parameters": [rows * columns, rank * (rows + columns)],
-            "relative_loss": float(lost),
+            "relative_loss": spectrum.loss(rank) / whole if whole > 0 else 0.0,
         }
         surgery.replace(model, path, LowRankLinear.from_factors(up, down, plain.bias))
         return True
+
+
+def _relative_gains(singular_values: Tensor) -> Tensor:
+    """Share of Σ σ² that each further rank keeps, (K,)."""
+    squares = singular_values.double().square()
+    return squares / squares.sum().clamp(min=1e-300)
