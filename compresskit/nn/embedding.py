@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from compresskit.numerics.grids import asymmetric, pack_nibbles, symmetric, unpa
 from compresskit.registry import register_layer
 
 Bits = Literal[4, 8]
+# Rows of a table that a head dequantizes at once: they stay in the cache, and the whole table is never float.
+_ROWS = 512
 
 
 class _QuantizedTable(QuantizedLayer):
@@ -175,10 +177,51 @@ class QuantizedHead(_QuantizedTable):
         return self.columns
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+        if exporting():
+            return torch.nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+        rows = x.reshape(-1, self.columns)
+        if torch.is_grad_enabled() and rows.requires_grad:
+            result = cast(Tensor, _TableProduct.apply(rows, self))
+        else:
+            result = self.product(rows)
+        result = result.reshape(*x.shape[:-1], self.rows)
+        return result if self.bias is None else result + self.bias
+
+    def product(self, x: Tensor) -> Tensor:
+        """x Wᵀ, (N, D) -> (N, V), in the dtype of ``x``."""
+        result = x.new_empty(x.shape[0], self.rows)
+        for part in self._parts():
+            result[:, part] = x @ self._slice(part).to(x.dtype).T
+        return result
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """g W, (N, V) -> (N, D): the gradient for the input of ``product``."""
+        result = gradient.new_zeros(gradient.shape[0], self.columns)
+        for part in self._parts():
+            result += gradient[:, part] @ self._slice(part).to(gradient.dtype)
+        return result
+
+    def _parts(self) -> list[slice]:
+        return [slice(start, start + _ROWS) for start in range(0, self.rows, _ROWS)]
+
+    def _slice(self, part: slice) -> Tensor:
+        return self._values(self.codes[part], self.scale[part], None if self.zero is None else self.zero[part])
 
     def parameter_count(self) -> int:
         return super().parameter_count() + (0 if self.bias is None else self.bias.numel())
 
     def arguments(self) -> dict[str, Any]:
         return {**super().arguments(), "bias": self.bias is not None}
+
+
+class _TableProduct(torch.autograd.Function):
+    """``QuantizedHead.product``; for the gradient the rows are dequantized again instead of being kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, head: QuantizedHead) -> Tensor:
+        ctx.head = head
+        return head.product(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.head.back(gradients[0]), None

@@ -121,3 +121,22 @@ def test_a_head_on_the_tables_own_codes(bits: Bits, group: int | None, bias: boo
     torch.testing.assert_close(x.grad, made.weight.sum(0).expand(2, 3, 48))
     assert head.in_features == made.embedding_dim == 48
     assert head.out_features == made.num_embeddings == 30
+
+
+def test_a_large_head_never_holds_its_table_as_float() -> None:
+    head = QuantizedHead(3000, 48, 8)
+    head.fill(torch.randn(3000, 48))
+    x = torch.randn(4, 48, requires_grad=True)
+    sizes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.is_floating_point():
+                sizes.append(result.numel())
+            return result
+
+    with Watch():
+        head(x).sum().backward()
+    assert max(sizes) < 3000 * 48 / 2
+    torch.testing.assert_close(x.grad, head.weight.sum(0).expand(4, 48), rtol=1e-4, atol=1e-4)
