@@ -7,15 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.batches import tokenize
+from compresskit.core import surgery
 from compresskit.core.context import Batch, Context
+from compresskit.core.weights import view
 from compresskit.errors import DataError, ModelError, RecipeError
+from compresskit.nn.embedding import QuantizedEmbedding
+from compresskit.nn.int8 import Int8Linear
+from compresskit.nn.low_rank import LowRankLinear
 from compresskit.tasks.fidelity import Reference
+from compresskit.train.loop import RecoveryOptions
 from compresskit.train.objective import EmbeddingObjective, Objective, ResponseObjective, Targets
-from compresskit.train.recovery import RecoveryOptions, recover
+from compresskit.train.recovery import recover
 from tests import models
 
 WORDS = sorted(word for word in models.vocabulary() if word.isalpha() and len(word) > 2)
@@ -124,35 +130,52 @@ def test_what_is_named_under_freeze_stays(tmp_path: Path) -> None:
     assert caught.value.code == "CK-R034"
 
 
-class Codes(nn.Module):
-    """A layer that stores integers, as a quantized model has them."""
+def compressed(model: PreTrainedModel) -> PreTrainedModel:
+    """Int8 matrices and table, and low-rank matrices, as steps before a recovery leave them."""
+    table = QuantizedEmbedding.from_table(model.embeddings.word_embeddings, 4, 32)
+    surgery.replace(model, "embeddings.word_embeddings", table)
+    for path in ("encoder.layer.1.intermediate.dense", "encoder.layer.1.attention.output.dense"):
+        plain = view(model, path)
+        surgery.replace(model, path, Int8Linear.from_weight(plain.weight, plain.bias))
+    plain = view(model, "encoder.layer.2.output.dense")
+    left, values, right = torch.linalg.svd(plain.weight, full_matrices=False)
+    factors = left[:, :24], values[:24, None] * right[:24]
+    surgery.replace(model, plain.path, LowRankLinear.from_factors(*factors, plain.bias))
+    return model
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        scale = linear.weight.detach().abs().amax(1) / 127
-        codes = (linear.weight.detach() / scale[:, None]).round().to(torch.int8)
-        self.codes, self.scale = nn.Parameter(codes, requires_grad=False), nn.Parameter(scale, requires_grad=False)
-        self.bias, self.out_features = linear.bias, linear.out_features
 
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.codes.float() * self.scale[:, None], self.bias)
-
-
-def test_integer_layers_stay_and_the_rest_learns(tmp_path: Path) -> None:
-    teacher, student = models.tiny("bert"), damage(models.tiny("bert"))
-    dense = student.encoder.layer[1].intermediate
-    dense.dense = Codes(dense.dense)
-    codes = dense.dense.codes.detach().clone()
-    outcome = recover(student, context_for(teacher, tmp_path), EmbeddingObjective(), TEXTS, OPTIONS)
-    assert torch.equal(dense.dense.codes, codes)
-    assert not dense.dense.codes.requires_grad
+@pytest.mark.parametrize("freeze", [True, False])
+def test_integer_layers_stay_and_the_rest_learns(freeze: bool, tmp_path: Path) -> None:
+    teacher, student = models.tiny("bert"), compressed(damage(models.tiny("bert")))
+    kept = {name: p.detach().clone() for name, p in student.named_parameters() if not p.requires_grad}
+    assert {tensor.dtype for tensor in kept.values()} >= {torch.int8}
+    options = replace(OPTIONS, freeze_embeddings=freeze)
+    outcome = recover(student, context_for(teacher, tmp_path), EmbeddingObjective(), TEXTS, options)
+    for name, parameter in student.named_parameters():
+        if name in kept:
+            assert torch.equal(parameter, kept[name])
+            assert not parameter.requires_grad
     assert outcome.last_loss < 0.8 * outcome.first_loss
 
 
-def test_half_precision_is_trained_in_float32_and_given_back(tmp_path: Path) -> None:
-    teacher, student = models.tiny("bert"), damage(models.tiny("bert")).to(torch.bfloat16)
-    outcome = recover(student, context_for(teacher, tmp_path), EmbeddingObjective(), TEXTS, OPTIONS)
-    assert {parameter.dtype for parameter in student.parameters()} == {torch.bfloat16}
+@pytest.mark.parametrize("integers", [False, True])
+def test_half_precision_is_trained_in_float32_and_given_back(integers: bool, tmp_path: Path) -> None:
+    teacher, student = models.tiny("bert"), damage(models.tiny("bert"))
+    student = (compressed(student) if integers else student).to(torch.bfloat16)
+    student.encoder.layer[0].output.LayerNorm.float()
+    types = {name: tensor.dtype for name, tensor in student.state_dict().items()}
+    kept = {name: p.detach().clone() for name, p in student.named_parameters() if not p.requires_grad}
+    seen: set[torch.dtype] = set()
+
+    class Watching(EmbeddingObjective):
+        def loss(self, model: PreTrainedModel, batch: Batch, targets: Targets) -> Tensor:
+            seen.update(parameter.dtype for parameter in model.parameters() if parameter.requires_grad)
+            return super().loss(model, batch, targets)
+
+    outcome = recover(student, context_for(teacher, tmp_path), Watching(), TEXTS, OPTIONS)
+    assert seen == {torch.float32}
+    assert {name: tensor.dtype for name, tensor in student.state_dict().items()} == types
+    assert all(torch.equal(student.get_parameter(name), value) for name, value in kept.items())
     assert outcome.last_loss < 0.8 * outcome.first_loss
 
 
@@ -244,3 +267,50 @@ def test_without_a_scratch_folder_none_is_left(tmp_path: Path, monkeypatch: pyte
     context = replace(context_for(models.tiny("bert"), tmp_path), work=Path())
     recover(damage(models.tiny("bert")), context, EmbeddingObjective(), TEXTS, replace(OPTIONS, steps=1))
     assert list(tmp_path.iterdir()) == []
+
+
+class Killed(Exception):
+    """Stands for a process that ends in the middle."""
+
+
+class Mortal(EmbeddingObjective):
+    """Dies at the step ``last``."""
+
+    last: int = 10**9
+    step: int = 0
+
+    def loss(self, student: PreTrainedModel, batch: Batch, targets: Targets) -> Tensor:
+        self.step += 1
+        if self.step > self.last:
+            raise Killed
+        return super().loss(student, batch, targets)
+
+
+def test_interrupted_training_goes_on_and_ends_bit_equal(tmp_path: Path) -> None:
+    options = replace(OPTIONS, steps=7, save_every=2)
+    whole = damage(models.tiny("bert"))
+    recover(whole, context_for(models.tiny("bert"), tmp_path / "whole"), Mortal(), TEXTS, options)
+    objective = Mortal()
+    objective.last = 5
+    work = tmp_path / "stopped"
+    with pytest.raises(Killed):
+        recover(damage(models.tiny("bert")), context_for(models.tiny("bert"), work), objective, TEXTS, options)
+    notes: list[str] = []
+    resumed, again = damage(models.tiny("bert")), Mortal()
+    recover(resumed, context_for(models.tiny("bert"), work, warn=notes.append), again, TEXTS, options)
+    assert again.step == 3
+    assert "step 4" in notes[0]
+    for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(left, right)
+    assert not list(work.glob("recovery-*"))
+
+
+def test_a_student_of_other_weights_starts_anew(tmp_path: Path) -> None:
+    options = replace(OPTIONS, steps=5, save_every=2)
+    objective = Mortal()
+    objective.last = 3
+    with pytest.raises(Killed):
+        recover(damage(models.tiny("bert")), context_for(models.tiny("bert"), tmp_path), objective, TEXTS, options)
+    other = Mortal()
+    recover(damage(models.tiny("bert"), 0.04), context_for(models.tiny("bert"), tmp_path), other, TEXTS, options)
+    assert other.step == 5

@@ -13,8 +13,9 @@ from compresskit.calibrate.text import builtin_texts, vocabulary_words
 from compresskit.core.compressor import Compressor, Gain, Need
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
+from compresskit.train.loop import RecoveryOptions
 from compresskit.train.objective import Objective
-from compresskit.train.recovery import RecoveryOptions, recover
+from compresskit.train.recovery import recover
 
 
 class Distillation(Compressor):

@@ -1,0 +1,232 @@
+"""The training loop of recovery: ``Trainer`` against stored teacher outputs, rewound when the loss is no number.
+
+Long training is saved on its way, and goes on from there when it is started again with the same arguments.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from compresskit.calibrate.batches import Row, collate
+from compresskit.checkpoint.resume import ResumableTrainer, newest_checkpoint
+from compresskit.core.context import Context
+from compresskit.errors import DataError, ModelError
+from compresskit.train.objective import Objective
+from compresskit.train.teacher_cache import TeacherOutputs
+
+SNAPSHOT_EVERY = 25
+"""Steps between the weights that training goes back to when the loss stops being a number."""
+
+SLOWER = 0.25
+"""What the learning rate is multiplied by after that."""
+
+
+@dataclass(frozen=True)
+class RecoveryOptions:
+    """How to train.
+
+    Args:
+        steps: optimizer steps; None takes ``epochs``.
+        epochs: passes over the texts, where ``steps`` is None.
+        lr: peak learning rate of AdamW, reached after ``warmup`` (share of the steps), then falling linearly to 0.
+        batch: texts a step.
+        max_length: tokens a text is cut to.
+        weight_decay, clip: as in AdamW; the largest norm of the gradient.
+        freeze_embeddings: leave embedding tables alone: faster, and most of the quality is elsewhere.
+        save_every: steps between savings of the training itself; shorter training is not saved.
+        freeze: globs of modules or parameters that are left alone too.
+    """
+
+    steps: int | None = None
+    epochs: float = 1.0
+    lr: float = 1e-4
+    batch: int = 32
+    max_length: int = 64
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    freeze_embeddings: bool = True
+    save_every: int = 250
+    freeze: tuple[str, ...] = ()
+
+
+class _NotANumber(Exception):
+    """The loss or a weight is NaN or infinite; never leaves this module."""
+
+
+class Loop:
+    """One training.
+
+    Args:
+        student: its trainable parameters are those with ``requires_grad``.
+        source: the teacher's outputs on ``rows``, by number.
+        fill: the padding token.
+        folder: where training is saved on its way; removed at the end.
+        options: with ``steps`` set.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        context: Context,
+        objective: Objective,
+        source: TeacherOutputs,
+        rows: Sequence[Row],
+        fill: int,
+        folder: Path,
+        options: RecoveryOptions,
+    ) -> None:
+        self.student, self.context, self.objective, self.source = student, context, objective, source
+        self.rows, self.fill, self.folder, self.options = rows, fill, folder, options
+        self.losses: dict[int, float] = {}
+        self.good: dict[str, Tensor] = {}
+        self.step = self.good_step = 0
+
+    def train(self) -> tuple[list[float], int]:
+        """The losses of the steps that this process took, and how often training was rewound.
+
+        Raises:
+            DataError: CK-D022, if the loss stops being a number twice; the weights are then the last good ones.
+        """
+        steps = self.options.steps or 0
+        rewinds = 0
+        try:
+            self._attempt("first", 0, self.options.lr)
+        except _NotANumber:
+            self._rewind()
+            rewinds, rate = 1, self.options.lr * SLOWER
+            where = f"step {self.good_step} of {steps}"
+            self.context.warn(f"the training loss stopped being a number after {where}: rewound, lr now {rate:g}")
+            try:
+                self._attempt("second", self.good_step, rate)
+            except _NotANumber:
+                self._rewind()
+                raise DataError(
+                    "CK-D022",
+                    "the training loss stopped being a number, also after a rewind with a lower learning rate",
+                    where=f"step {self.good_step} of {steps}",
+                    fix="lower lr, or look for texts that make the teacher overflow",
+                ) from None
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return list(self.losses.values()), rewinds
+
+    def _attempt(self, name: str, start: int, rate: float) -> None:
+        """Train from step ``start`` to the end, or from where an earlier process was stopped."""
+        folder = self.folder / name
+        trainer = _RecoveryTrainer(self, self._arguments(folder, (self.options.steps or 0) - start, rate))
+        # It would print a summary to stdout, which belongs to the caller.
+        trainer.remove_callback(PrinterCallback)
+        checkpoint = _whole(folder)
+        self.step = start
+        if checkpoint is not None:
+            self.step += int(checkpoint.name.rpartition("-")[2])
+            self.context.warn(f"training goes on from step {self.step}, where it was interrupted")
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._trained().values()):
+            raise _NotANumber
+
+    def _arguments(self, folder: Path, steps: int, rate: float) -> TrainingArguments:
+        options = self.options
+        return TrainingArguments(
+            output_dir=str(folder),
+            max_steps=steps,
+            per_device_train_batch_size=options.batch,
+            learning_rate=rate,
+            lr_scheduler_type="linear",
+            warmup_steps=max(1, round(options.warmup * steps)),
+            weight_decay=options.weight_decay,
+            max_grad_norm=options.clip,
+            seed=self.context.seed,
+            train_sampling_strategy="group_by_length",
+            remove_unused_columns=False,
+            save_strategy="steps" if steps > options.save_every else "no",
+            save_steps=options.save_every,
+            save_total_limit=1,
+            eval_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            use_cpu=self.context.device.type == "cpu",
+        )
+
+    def observe(self, loss: Tensor) -> None:
+        """Note the loss of a step; weights that gave a number are good ones."""
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise _NotANumber
+        if self.step % SNAPSHOT_EVERY == 0 or not self.good:
+            self.good = {name: parameter.detach().clone() for name, parameter in self._trained().items()}
+            self.good_step = self.step
+        self.losses[self.step] = value
+        self.step += 1
+        share = self.step / max(1, self.options.steps or 1)
+        self.context.progress(0.2 + 0.8 * min(1.0, share), f"recovery, loss {value:.4f}")
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.student.named_parameters() if parameter.requires_grad}
+
+    def _rewind(self) -> None:
+        with torch.no_grad():
+            for name, parameter in self._trained().items():
+                if name in self.good:
+                    parameter.copy_(self.good[name])
+                parameter.grad = None
+        self.losses = {step: loss for step, loss in self.losses.items() if step < self.good_step}
+
+
+def _whole(folder: Path) -> Path | None:
+    """The newest whole checkpoint in ``folder``, or None."""
+    if not any(folder.glob("checkpoint-*")):
+        return None
+    try:
+        return newest_checkpoint(folder)
+    except ModelError:
+        return None
+
+
+class _Texts(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows with their numbers, by which the teacher's outputs are found."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return {**self.rows[number], "number": number}
+
+
+class _RecoveryTrainer(ResumableTrainer):
+    """The student in evaluation mode (dropout would only blur what it is compared with) against stored outputs."""
+
+    def __init__(self, loop: Loop, arguments: TrainingArguments) -> None:
+        self.loop = loop
+        super().__init__(
+            model=loop.student, args=arguments, train_dataset=_Texts(loop.rows), data_collator=self._collate
+        )
+
+    def _collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        numbers = [item["number"] for item in items]
+        rows = [{name: value for name, value in item.items() if name != "number"} for item in items]
+        return {**collate(rows, self.loop.fill), "numbers": torch.tensor(numbers)}
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
+        batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
+        student = self.loop.student.eval()
+        targets = self.loop.source.of(inputs["numbers"].tolist(), batch)
+        on_device = {name: tensor.to(student.device) for name, tensor in targets.items()}
+        loss = self.loop.objective.loss(student, batch, on_device)
+        self.loop.observe(loss)
+        return loss
