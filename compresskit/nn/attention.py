@@ -1,14 +1,13 @@
 """The attention named ``compresskit``: registered once with transformers, its settings on the modules.
 
-A module without settings runs ordinary softmax attention, so that a model may mix. A module with settings
-(``install``) keeps a copy of the model's config that names this attention: whatever the user, an exporter or the
-loader sets on the model (``attn_implementation=``, ``set_attn_implementation``), the module goes on computing what its
-settings say, with the mask in whichever form then arrives.
+A module without settings runs ordinary softmax attention, so that a model may mix. One with settings (``install``)
+reads the model's config through a ``PinnedConfig``, which always names this attention: whatever the user, an exporter
+or the loader sets on the model (``attn_implementation=``, ``set_attn_implementation``), it goes on computing what
+its settings say, with the mask in whichever form then arrives.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,10 +23,34 @@ from compresskit.nn.window_attention import window_attention
 
 NAME = "compresskit"
 ATTRIBUTE = "compresskit_attention"
-_STOCK_CONFIG = "_compresskit_stock_config"
+_IMPLEMENTATION = ("_attn_implementation", "_attn_implementation_internal")
 _LARGEST = 2**31 - 1
 # What other attentions of transformers add to the computation, and these don't.
 _FOREIGN = ("softcap", "s_aux", "cache")
+
+
+class PinnedConfig:
+    """The config ``stock`` of a model as one of its modules sees it: all the same, but for the attention's name.
+
+    Reading and writing go through to ``stock``; the attention's name stays, whatever is assigned to it.
+    """
+
+    __slots__ = ("stock",)
+
+    def __init__(self, stock: Any) -> None:
+        object.__setattr__(self, "stock", stock)
+
+    def __getattr__(self, name: str) -> Any:
+        # Special names are asked for by copy and pickle before `stock` is there.
+        if name == "stock" or name.startswith("__"):
+            raise AttributeError(name)
+        return NAME if name in _IMPLEMENTATION else getattr(self.stock, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "stock":
+            object.__setattr__(self, name, value)
+        elif name not in _IMPLEMENTATION:
+            setattr(self.stock, name, value)
 
 
 def settings_of(module: nn.Module) -> dict[str, Any] | None:
@@ -41,7 +64,7 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
     ``{"kind": "window", "window": 128, "global_tokens": 1}`` or ``{"kind": "linear", "feature_map": "elu"}``.
 
     Raises:
-        ModelError: CK-L041 for unknown or impossible settings.
+        ModelError: CK-L051 for unknown or impossible settings.
     """
     given = dict(settings)
     kind = given.pop("kind", None)
@@ -53,7 +76,7 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
         fits = kind == "linear" and whole["feature_map"] in FEATURE_MAPS
     if given or not fits:
         raise ModelError(
-            "CK-L041",
+            "CK-L051",
             f"these are no attention settings: {settings!r}",
             why=f"unknown: {', '.join(map(str, given))}" if given else "",
             fix="upgrade compresskit if the checkpoint was written by a newer version",
@@ -100,7 +123,7 @@ def install(model: PreTrainedModel, module: nn.Module, settings: dict[str, Any] 
     The one way in, for methods and for the replay of a layout.
 
     Raises:
-        ModelError: CK-L041 for bad settings, CK-M041 where the module can't compute them.
+        ModelError: CK-L051 for bad settings, CK-M051 where the module can't compute them.
     """
     if settings is None:
         _uninstall(model, module)
@@ -109,21 +132,19 @@ def install(model: PreTrainedModel, module: nn.Module, settings: dict[str, Any] 
     reason = why_not(model, module, settings)
     if reason is not None:
         raise ModelError(
-            "CK-M041", f"the attention of {type(module).__name__} can't be replaced by {settings['kind']}", why=reason
+            "CK-M051", f"the attention of {type(module).__name__} can't be replaced by {settings['kind']}", why=reason
         )
-    if not hasattr(module, _STOCK_CONFIG):
-        setattr(module, _STOCK_CONFIG, module.config)
-        pinned: Any = copy.copy(module.config)
-        pinned._attn_implementation_internal = NAME
-        module.config = pinned
+    config: Any = module.config
+    if not isinstance(config, PinnedConfig):
+        module.config = PinnedConfig(config)  # type: ignore[assignment]
     setattr(module, ATTRIBUTE, settings)
     _switch(model, "sdpa", NAME)
 
 
 def _uninstall(model: PreTrainedModel, module: nn.Module) -> None:
-    if hasattr(module, _STOCK_CONFIG):
-        module.config = getattr(module, _STOCK_CONFIG)
-        delattr(module, _STOCK_CONFIG)
+    config: Any = getattr(module, "config", None)
+    if isinstance(config, PinnedConfig):
+        module.config = config.stock
         delattr(module, ATTRIBUTE)
     if not any(settings_of(each) for each in model.modules()):
         _switch(model, NAME, "sdpa")
@@ -159,7 +180,7 @@ def attention_forward(
         (B, Q, H, D), and None in place of attention weights.
 
     Raises:
-        ModelError: CK-M043 where the module's settings can't be computed on these arguments.
+        ModelError: CK-M053 where the module's settings can't be computed on these arguments.
     """
     settings = settings_of(module)
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
@@ -195,13 +216,14 @@ def _reaches_all(settings: dict[str, Any], key: Tensor) -> bool:
 
 def _is_static_prefill(module: nn.Module, query: Tensor, key: Tensor) -> bool:
     """No mask, several queries, more keys: a static cache not yet filled, but with flash attention a dynamic one."""
-    flash = str(getattr(module, _STOCK_CONFIG)._attn_implementation).startswith(("flash", "kernels"))
+    config: Any = module.config
+    flash = "flash" in str(config.stock._attn_implementation)
     return not exporting() and 1 < query.shape[2] < key.shape[2] and not flash
 
 
 def _impossible(module: nn.Module, why: str) -> ModelError:
     kind = (settings_of(module) or {}).get("kind")
-    return ModelError("CK-M043", f"the {kind} attention of {type(module).__name__} can't be computed", why=why)
+    return ModelError("CK-M053", f"the {kind} attention of {type(module).__name__} can't be computed", why=why)
 
 
 AttentionInterface.register(NAME, attention_forward)

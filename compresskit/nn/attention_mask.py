@@ -138,14 +138,14 @@ def read_mask(mask: Any, query: Tensor, key: Tensor, *, causal: bool, bias: Tens
         bias: T5's position bias, (B or 1, H, Q, K).
 
     Raises:
-        ModelError: CK-M042 for a mask of another form.
+        ModelError: CK-M052 for a mask of another form.
     """
     if mask is None:
         return Seen(causal, bias=bias)
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
         what = f"of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"of type {type(mask).__name__}"
         raise ModelError(
-            "CK-M042",
+            "CK-M052",
             f"a replaced attention can't read a mask {what}",
             why="it reads no mask, (B, K) and (B, 1, Q, K)",
             fix='call model.set_attn_implementation("compresskit"), or "sdpa" or "eager"',

@@ -40,6 +40,18 @@ class Window:
         return (self.size - 1) * (1 if causal else 2)
 
 
+def cut(length: Any, block: int) -> tuple[int, Any]:
+    """Size and number of the blocks that ``length`` is cut into; the last one may reach beyond the end.
+
+    While traced the size is fixed, since a symbolic one would make every shape an unwieldy expression, and there is one
+    block more: torch.export takes a number that is 1 for the example's length for a constant.
+    """
+    if isinstance(length, int):
+        block = min(block, length)
+        return block, -(-length // block)
+    return block, (length + block - 1) // block + 1
+
+
 def first_real(seen: Seen) -> Tensor | None:
     """(B, 1) position of the first real token of each row; None where nothing is padded."""
     if seen.dense is not None:
@@ -59,9 +71,7 @@ class Blocks:
         self.batch, self.heads, self.queries, self.dim = query.shape
         self.kv_heads, self.keys = key.shape[1], key.shape[2]
         self.extra = window.global_tokens
-        # While traced the block's size is fixed: a symbolic one would make every shape an unwieldy expression.
-        self.block = min(BLOCK, self.queries) if isinstance(self.queries, int) else BLOCK
-        self.count: Any = (self.queries + self.block - 1) // self.block
+        self.block, self.count = cut(self.queries, BLOCK)
         self.span = torch.sym_min(self._full_span(), self.keys)
         offset = self.keys - self.queries
         steps = torch.arange(self.count, device=query.device)[:, None] * self.block

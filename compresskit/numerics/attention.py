@@ -9,10 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compresskit.errors import UsageError
-
-FEATURE_MAPS = ("elu",)
-
 
 def visible(
     query_length: int,
@@ -71,26 +67,24 @@ def softmax_attention(
     return torch.nan_to_num(scores.softmax(-1), nan=0.0) @ value
 
 
-def feature_map(name: str, x: Tensor) -> Tensor:
-    """φ(x) > 0 of linear attention; ``elu``: elu(x) + 1 (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 7).
+def elu_feature_map(x: Tensor) -> Tensor:
+    """φ(x) = elu(x) + 1 > 0, of linear attention (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 7)."""
+    return torch.where(x > 0, x + 1, torch.exp(x))
 
-    Raises:
-        UsageError: CK-T041 for an unknown name.
-    """
-    if name == "elu":
-        return torch.where(x > 0, x + 1, torch.exp(x))
-    raise UsageError("CK-T041", f"there is no feature map {name!r}", fix=f"known: {', '.join(FEATURE_MAPS)}")
+
+FEATURE_MAPS = {"elu": elu_feature_map}
 
 
 def linear_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, allowed: Tensor | None = None, feature: str = "elu"
+    query: Tensor, key: Tensor, value: Tensor, *, allowed: Tensor | None = None, feature_map: str = "elu"
 ) -> Tensor:
     """Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the allowed j, (B, H, Q, D) (arXiv 2006.16236, eq. 4).
 
     The queries are not scaled by D^-0.5, as in the paper. A query that sees no key gives zeros.
     """
     query, key, value = _double(query, key, value)
-    weights = feature_map(feature, query) @ feature_map(feature, key).transpose(-1, -2)
+    features = FEATURE_MAPS[feature_map]
+    weights = features(query) @ features(key).transpose(-1, -2)
     if allowed is not None:
         weights = weights * allowed
     total = weights.sum(-1, keepdim=True)
