@@ -33,6 +33,8 @@ class Context:
         work: a scratch folder on the output's file system, removed after the run.
         progress: called with (fraction done, what is done now).
         warn: called with a sentence for the report.
+        nothing: called with a sentence where the options turn out to ask for nothing of this very model (a rank at
+            which every matrix stays dense): an unchanged model is then a warning, and no error.
         details: filled by the method, path -> what was done there, for the ledger; JSON-able.
     """
 
@@ -45,6 +47,7 @@ class Context:
     work: Path = Path()
     progress: Callable[[float, str], None] = _silent
     warn: Callable[[str], None] = _silent
+    nothing: Callable[[str], None] = _silent
     details: dict[str, Any] = field(default_factory=dict)
 
     def generator(self) -> torch.Generator:

@@ -7,7 +7,7 @@ first path owns the change, the others follow.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ __all__ = [
     "keep_heads",
     "keep_neurons",
     "replace",
+    "replace_tied",
     "set_attention",
     "set_attributes",
     "share_module",
@@ -33,6 +34,7 @@ __all__ = [
     "sync_config",
     "take_columns",
     "take_rows",
+    "tied_elsewhere",
     "ties",
 ]
 
@@ -73,58 +75,75 @@ def aliases(model: nn.Module, path: str) -> list[str]:
 
 def tied_elsewhere(model: nn.Module, path: str) -> list[str]:
     """Modules of another kind, or with other parameters beside, that use a parameter of ``path``: an untied head."""
-    module = model.get_submodule(path)
-    mine = {id(parameter) for parameter in module.parameters()}
-    followers = {path, *aliases(model, path)}
-    inside = tuple(f"{follower}." for follower in followers)
+    mine = {id(parameter) for parameter in model.get_submodule(path).parameters()}
+    return _users(model, mine, (path, *aliases(model, path)))
+
+
+def _users(model: nn.Module, parameters: set[int], outside: Sequence[str]) -> list[str]:
+    """Paths of the modules that own one of ``parameters``, those at and below ``outside`` left out."""
+    inside = tuple(f"{path}." for path in outside)
     found = []
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner = name.rpartition(".")[0]
-        if id(parameter) in mine and owner not in followers and not owner.startswith(inside):
+        if id(parameter) in parameters and owner not in outside and not owner.startswith(inside):
             found.append(owner)
     return list(dict.fromkeys(found))
 
 
-def replace(model: PreTrainedModel, path: str, module: nn.Module, *, untie: bool = False) -> None:
+def replace(model: PreTrainedModel, path: str, module: nn.Module) -> None:
     """Put ``module`` at ``path``, and a parameter-sharing copy of it at every alias of ``path``.
 
-    Args:
-        untie: allow that a module of another kind (a tied head) keeps the old parameter for itself.
+    Raises:
+        ModelError: CK-M032, if a module of another kind (a tied head) would keep a copy of the old parameters.
+    """
+    followers = aliases(model, path)
+    _put(model, {path: module} | {follower: copy.deepcopy(module) for follower in followers})
+    for follower in followers:
+        share_module(model, path, follower)
+
+
+def replace_tied(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> None:
+    """Put each module at its path, and make the parameters that they name alike those of the first one.
+
+    For modules of several kinds that are tied to each other: an embedding table, and the head that reads it.
 
     Raises:
-        ModelError: CK-M032, if that would break a tie and ``untie`` is False.
+        ModelError: CK-M032, if a module that isn't among them would keep a copy of the old parameters.
     """
-    loose = tied_elsewhere(model, path)
-    if loose and not untie:
+    _put(model, modules)
+    first, *others = modules
+    for other in others:
+        for name in modules[first]._parameters.keys() & modules[other]._parameters.keys():
+            if modules[first]._parameters[name] is not None and modules[other]._parameters[name] is not None:
+                share_parameters(model, f"{first}.{name}", f"{other}.{name}")
+
+
+def _put(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> None:
+    """Set each module in its place, unless a tie would break."""
+    old = {path: model.get_submodule(path) for path in modules}
+    kept = {id(parameter) for module in modules.values() for parameter in module.parameters()}
+    lost = {id(parameter) for module in old.values() for parameter in module.parameters()} - kept
+    loose = _users(model, lost, tuple(modules))
+    if loose:
         raise ModelError(
             "CK-M032",
-            f"replacing {path} would untie it from {', '.join(loose)}",
+            f"replacing {next(iter(modules))} would untie it from {', '.join(loose)}",
             why="the file would grow by the copy",
             fix="replace all of them and share their parameters",
         )
-    followers = aliases(model, path)
-    old = model.get_submodule(path)
-    module.train(old.training)
-    for target in (path, *followers):
-        owner, name = _parent(model, target)
-        owner._modules[name] = module if target == path else copy.deepcopy(module)
-    for follower in followers:
-        share_module(model, path, follower)
-    if loose:
-        _forget_stock_ties(model)
+    for path, module in modules.items():
+        owner, name = _parent(model, path)
+        owner._modules[name] = module.train(old[path].training)
+    _forget_stock_ties(model)
 
 
 def _forget_stock_ties(model: PreTrainedModel) -> None:
-    """Drop from transformers' table the ties that no longer hold, so that nothing re-ties them at load."""
-    live = {frozenset(pair) for pair in _tied_pairs(model)}
+    """Drop from transformers' table the ties of parameters that are gone, so that nothing looks for them."""
+    live = _tied_pairs(model)
     known: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", {}) or {})
-    kept = {target: source for target, source in known.items() if frozenset((target, source)) in live}
+    kept = {target: source for target, source in known.items() if (target, source) in live}
     if kept != known:
         model.all_tied_weights_keys = kept
-        head = model.get_output_embeddings()
-        table = model.get_input_embeddings()
-        if head is not None and getattr(head, "weight", None) is not getattr(table, "weight", None):
-            model.config.tie_word_embeddings = False
 
 
 def _tied_pairs(model: nn.Module) -> set[tuple[str, str]]:
@@ -140,9 +159,9 @@ def share_parameters(model: nn.Module, source: str, target: str) -> None:
     parameter = owner._parameters[name]
     other, other_name = _parent(model, target)
     present = other._parameters[other_name]
-    if parameter is None or present is None or parameter.shape != present.shape:
+    if parameter is None or present is None or (parameter.shape, parameter.dtype) != (present.shape, present.dtype):
         raise ModelError(
-            "CK-M033", f"{target} can't share {source}", why="one is absent or their shapes differ", where=target
+            "CK-M033", f"{target} can't share {source}", why="one is absent, or shapes or types differ", where=target
         )
     other._parameters[other_name] = parameter
 

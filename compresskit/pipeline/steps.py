@@ -94,12 +94,14 @@ class StepRunner:
         torch.manual_seed(self.context.seed + seed)
         walking = type(method).walk == "block"
         walk = BlockCalibration(self.data.calibration)
+        nothing: list[str] = []
         context = replace(
             self.context,
             calibration=walk if walking else self.data.calibration,
             seed=self.context.seed + seed,
             progress=lambda share, what: progress(share, f"{label}: {what}"),
             warn=warnings.append,
+            nothing=nothing.append,
             details=details,
         )
         before, hooks = fingerprint(model), checks.hooks(model)
@@ -111,7 +113,8 @@ class StepRunner:
             model = returned if returned is not None else model
         model.eval()
         surgery.sync_config(model)
-        self._check(model, label, method, before, hooks, warnings)
+        why = method.nothing_asked() or " ".join(nothing) or None
+        self._check(model, label, why, before, hooks, warnings)
         if type(method).leaves is not None:
             for site in found.sites:
                 for path in (site.path, *site.members):
@@ -122,13 +125,12 @@ class StepRunner:
         self,
         model: PreTrainedModel,
         label: str,
-        method: Compressor,
+        nothing: str | None,
         before: dict[str, tuple[Any, ...]],
         hooks: set[tuple[str, str, int]],
         warnings: list[str],
     ) -> None:
         if not checks.changed(before, fingerprint(model)):
-            nothing = method.nothing_asked()
             if nothing is None or self.strict:
                 raise RecipeError(
                     "CK-T054",

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from typing import Any
 
-from compresskit.core.sites import Site
-from compresskit.core.surgery import tied_elsewhere
+import torch
+from torch import Tensor, nn
+
 from compresskit.core.weights import WeightView
 
 
-def tied_to(model: PreTrainedModel, site: Site) -> list[str]:
-    """Modules of another kind that use the site's weight; its bias may be shared."""
-    weight = model.get_submodule(site.path).weight
-    return [
-        path
-        for path in tied_elsewhere(model, site.path)
-        if getattr(model.get_submodule(path), "weight", None) is weight
+def users_of_weight(model: nn.Module, plain: WeightView) -> list[str]:
+    """Paths of the other modules that hold the very parameter which stores this matrix; the bias doesn't matter."""
+    wanted = plain.parameter
+    owners = [
+        name.rpartition(".")[0]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter is wanted
     ]
+    return [path for path in owners if path != plain.path]
 
 
 def weight_bytes(plain: WeightView) -> int:
     """Bytes of the matrix as it is stored now."""
     return plain.weight.numel() * plain.weight.element_size()
+
+
+def quantization_detail(before: Tensor, after: Tensor, stored: int) -> dict[str, Any]:
+    """The row of the ledger for one matrix: bytes, bits for each weight on disk, ‖ΔW‖ / ‖W‖.
+
+    Args:
+        before, after: the matrix (O, I), and what its codes stand for.
+        stored: bytes of codes, scales and zero points.
+    """
+    norm = torch.linalg.vector_norm(before.float())
+    error = torch.linalg.vector_norm(after.float() - before.float()) / norm if norm > 0 else torch.zeros(())
+    return {
+        "bytes": [before.numel() * before.element_size(), stored],
+        "bits_per_weight": round(8 * stored / before.numel(), 4),
+        "relative_error": float(error),
+    }

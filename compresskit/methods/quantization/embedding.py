@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal, cast
 
-import torch
 from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
@@ -15,7 +14,7 @@ from compresskit.core.compressor import Compressor, Gain
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import view
-from compresskit.methods.quantization._shared import tied_to, weight_bytes
+from compresskit.methods.quantization._shared import quantization_detail, users_of_weight, weight_bytes
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
 from compresskit.registry import register
 
@@ -24,7 +23,8 @@ from compresskit.registry import register
 class Embedding(Compressor):
     """Embedding tables in 8 or 4 bits, a scale for each row or group; a head tied to a table shares its codes.
 
-    In small encoders the table is half of the file: compressing the blocks alone can't make it small.
+    In small encoders the table is half of the file: compressing the blocks alone can't make it small. Tables of words,
+    positions and token types are taken; a relative position table, a few hundred numbers, is not.
     """
 
     family: ClassVar[str] = "quantization"
@@ -42,50 +42,53 @@ class Embedding(Compressor):
         saved = 0
         for site in sites:
             plain = view(model, site.path)
-            rows, columns = plain.weight.shape
-            groups = 1 if self.group is None else columns // self.group
-            row = columns + 4 * groups if self.bits == 8 else (columns + 1) // 2 + 2 * groups + (groups + 1) // 2
-            saved += weight_bytes(plain) - rows * row
+            saved += weight_bytes(plain) - self._stored(plain.out_features, plain.in_features)
         return saved
 
+    def _stored(self, rows: int, columns: int) -> int:
+        """Bytes of a (V, D) table: int8 codes and float32 scales, or half bytes, float16 scales, zero points."""
+        groups = 1 if self.group is None else columns // self.group
+        if self.bits == 8:
+            return rows * (columns + 4 * groups)
+        return rows * ((columns + 1) // 2 + 2 * groups + (groups + 1) // 2)
+
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
-        columns = view(model, site.path).in_features
+        plain = view(model, site.path)
+        table = cast(nn.Embedding, plain.module)
+        rows, columns = plain.weight.shape
         if self.group is not None and columns % self.group:
             return f"its {columns} columns don't divide into groups of {self.group}"
-        for path in tied_to(model, site):
-            if type(model.get_submodule(path)) is not nn.Linear:
-                return (
-                    f"it is tied to {path}, a {type(model.get_submodule(path)).__name__}, which can't share its codes"
-                )
+        if table.max_norm is not None:
+            return "it rescales its rows as they are looked up, which codes can't do"
+        if self._stored(rows, columns) >= weight_bytes(plain):
+            return f"codes and scales would take more than its {columns} columns do"
+        for path in users_of_weight(model, plain):
+            kind = type(model.get_submodule(path))
+            if kind not in (nn.Embedding, nn.Linear):
+                return f"it is tied to {path}, a {kind.__name__}, which can't share its codes"
         return None
 
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         for number, site in enumerate(sites):
-            table = cast(nn.Embedding, model.get_submodule(site.path))
-            heads = tied_to(model, site)
-            before = table.weight.detach().float()
-            layer = QuantizedEmbedding.from_table(table, self.bits, self.group)
-            error = (layer.weight - before).norm() / before.norm().clamp(min=1e-12)
-            context.details[site.path] = {
-                "relative_error": float(error),
-                "bits_per_weight": 8 * layer.stored_bytes() / before.numel(),
-                "shared_with": heads,
-            }
-            surgery.replace(model, site.path, layer, untie=True)
-            for head in heads:
-                _share_with_head(model, site.path, head, layer)
+            plain = view(model, site.path)
+            layer = QuantizedEmbedding.from_table(cast(nn.Embedding, plain.module), self.bits, self.group)
+            tied = users_of_weight(model, plain)
+            detail = quantization_detail(plain.weight, layer.weight, self._stored(*plain.weight.shape))
+            context.details[site.path] = {**detail, "shared_with": tied}
+            others = {path: _sharer(layer, model.get_submodule(path)) for path in tied}
+            surgery.replace_tied(model, {site.path: layer, **others})
             context.progress((number + 1) / len(sites), site.path)
 
 
-def _share_with_head(model: PreTrainedModel, table_path: str, head_path: str, layer: QuantizedEmbedding) -> None:
-    """Replace the tied output head by one that multiplies by the table's own codes."""
-    head = cast(nn.Linear, model.get_submodule(head_path))
-    shared = QuantizedHead(layer.rows, layer.columns, layer.bits, layer.group, head.bias is not None)
-    if head.bias is not None:
-        # The very parameter: BERT's head has its bias tied to `predictions.bias`.
-        shared.bias = head.bias
-    shared.to(torch.device(head.weight.device))
-    surgery.replace(model, head_path, shared, untie=True)
-    for name, parameter in layer.named_parameters():
-        if parameter is not None:
-            surgery.share_parameters(model, f"{table_path}.{name}", f"{head_path}.{name}")
+def _sharer(layer: QuantizedEmbedding, module: nn.Module) -> nn.Module:
+    """In place of a module that is tied to the table: a table or a head which will take the codes of ``layer``."""
+    if isinstance(module, nn.Embedding):
+        other: nn.Module = QuantizedEmbedding(**{**layer.arguments(), "padding_idx": module.padding_idx})
+        return other.to(layer.codes.device, layer.dtype)
+    bias = cast(nn.Linear, module).bias
+    head = QuantizedHead(layer.rows, layer.columns, layer.bits, layer.group, bias is not None)
+    head.to(layer.codes.device, layer.dtype)
+    if bias is not None:
+        # The very parameter: the bias of BERT's head is that of `predictions` too.
+        head.bias = bias
+    return head

@@ -6,23 +6,27 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
+from torch import nn
 from transformers import PreTrainedModel
 
 from compresskit.core import surgery
 from compresskit.core.compressor import Compressor, Gain
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
-from compresskit.core.weights import view
-from compresskit.methods.quantization._shared import tied_to, weight_bytes
+from compresskit.core.weights import WeightView, view
+from compresskit.methods.quantization._shared import quantization_detail, users_of_weight, weight_bytes
 from compresskit.nn.int8 import Int8Linear
 from compresskit.registry import register
+
+_SCALE_BYTES = 4
 
 
 @register
 class Int8(Compressor):
     """Int8 weights per output channel, activations in 8 bits as they come; integer products in torch and in ONNX.
 
-    Linear layers and GPT-2's Conv1D in the blocks; a head or a pooler only when it is named.
+    Linear layers and GPT-2's Conv1D in the blocks; a head or a pooler only when it is named. After decomposition.svd it
+    takes the two factors.
     """
 
     family: ClassVar[str] = "quantization"
@@ -37,30 +41,38 @@ class Int8(Compressor):
     )
 
     def predicted_saving(self, model: PreTrainedModel, sites: Sequence[Site]) -> int | None:
-        """Four bytes of a float32 weight become one, and each row gets a scale."""
+        """A weight becomes one byte, and each row gets a scale."""
         saved = 0
         for site in sites:
             plain = view(model, site.path)
-            saved += weight_bytes(plain) - plain.weight.numel() - 4 * plain.out_features
+            saved += weight_bytes(plain) - _stored(plain)
         return saved
 
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
-        tied = tied_to(model, site)
-        if tied:
+        plain = view(model, site.path)
+        own = {site.path, *surgery.aliases(model, site.path)}
+        foreign = [path for path in users_of_weight(model, plain) if path not in own]
+        if foreign:
             return (
-                f"its weight is tied to {', '.join(tied)} and would be stored twice;"
-                " quantization.embedding quantizes the table and the head that shares it"
+                f"its weight is tied to {', '.join(foreign)} and would be stored twice: quantize it with"
+                " quantization.embedding {bits: 8}, whose codes the head then shares"
             )
+        if plain.weight.numel() == 0:
+            return "it has no weights"
         return None
 
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         for number, site in enumerate(sites):
             plain = view(model, site.path)
             layer = Int8Linear.from_weight(plain.weight, plain.bias, self.activations)
-            error = (layer.weight - plain.weight.float()).norm() / plain.weight.float().norm().clamp(min=1e-12)
-            context.details[site.path] = {
-                "relative_error": float(error),
-                "bits_per_weight": 8 * (layer.weight_codes.numel() + 4 * layer.out_features) / plain.weight.numel(),
-            }
+            if isinstance(plain.module.bias, nn.Parameter):
+                # The very parameter: the bias of BERT's head is that of `predictions` too.
+                layer.bias = plain.module.bias
+            context.details[site.path] = quantization_detail(plain.weight, layer.weight, _stored(plain))
             surgery.replace(model, site.path, layer)
             context.progress((number + 1) / len(sites), site.path)
+
+
+def _stored(plain: WeightView) -> int:
+    """Bytes of the codes and of a scale a row."""
+    return plain.weight.numel() + _SCALE_BYTES * plain.out_features
