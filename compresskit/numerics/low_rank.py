@@ -45,41 +45,63 @@ def square_root(second_moment: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt()
 
 
+def sensitivity_root(gradient_moment: Tensor) -> tuple[Tensor, Tensor]:
+    """L (O, O), symmetric, with L² = Γ / mean(diag Γ) + 1, and its inverse; Γ = E[g gᵀ] of gradients at the outputs.
+
+    The unit matrix is the damping: half of the weight is laid on all outputs alike, since gradients of a few hundred
+    texts know too little to neglect an output.
+    """
+    moment = gradient_moment.double()
+    values, vectors = torch.linalg.eigh(moment / moment.diagonal().mean().clamp(min=1e-300))
+    scale = (values.clamp(min=0) + 1).sqrt()
+    return (vectors * scale) @ vectors.T, (vectors / scale) @ vectors.T
+
+
 @dataclass(frozen=True)
 class Spectrum:
-    """What decides about a matrix's rank: left singular vectors (O, K) of W S, and its singular values (K,)."""
+    """What decides about a matrix's rank: the singular value decomposition U Σ Vᵀ of L W S, K = min(O, I) terms.
 
-    left: Tensor
+    Args:
+        basis: L⁻¹ U (O, K).
+        dual: Uᵀ L (K, O); ``dual @ basis`` is the unit matrix.
+        singular_values: descending (K,).
+    """
+
+    basis: Tensor
+    dual: Tensor
     singular_values: Tensor
 
     def loss(self, rank: int) -> float:
-        """√Σ_{i > R} σ_i²: exactly ‖(W - W') S‖ of the best W' of rank R."""
+        """√Σ_{i > R} σ_i²: exactly ‖L (W - W') S‖ of the best W' of rank R."""
         return float(self.singular_values[rank:].double().square().sum().sqrt())
 
 
-def spectrum(weight: Tensor, root: Tensor | None = None) -> Spectrum:
-    """The spectrum of W (O, I), or of W S with ``root`` S (I, I); float64.
+def spectrum(weight: Tensor, root: Tensor | None = None, left: tuple[Tensor, Tensor] | None = None) -> Spectrum:
+    """The spectrum of L W S, float64, for W (O, I).
 
-    With S Sᵀ = Σ x xᵀ, ‖(W - W') S‖² is the summed squared error of the outputs.
-    Sources: DRONE (Chen et al. 2021); SVD-LLM (Wang et al., ICLR 2025, arXiv 2403.07378), theorem 3.2.
+    With ``root`` S (I, I), S Sᵀ = E[x xᵀ], ‖(W - W') S‖² is the mean squared error of the outputs: DRONE (Chen et al.
+    2021); SVD-LLM (Wang et al., ICLR 2025, arXiv 2403.07378), theorem 3.2. With ``left``, L (O, O) and its inverse,
+    errors count by how much the model's result depends on them: Chekalina et al. 2025 (arXiv 2505.17974).
     """
     matrix = weight.double() if root is None else weight.double() @ root
-    left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
-    return Spectrum(left, values)
+    if left is not None:
+        matrix = left[0] @ matrix
+    vectors, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+    if left is None:
+        return Spectrum(vectors, vectors.T, values)
+    return Spectrum(left[1] @ vectors, vectors.T @ left[0], values)
 
 
 def factors(weight: Tensor, found: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
     """U (O, R) and D (R, I), float64, such that U D is the best approximation of rank R that ``found`` speaks of.
 
-    The published solution U_r Σ_r V_rᵀ S⁻¹ equals U_r U_rᵀ W wherever S can be inverted. In this form nothing is
-    inverted, a singular S does no harm, and inputs that no calibration text excites are still approximated. Each
-    singular value is split evenly, so that the two factors are of one magnitude.
+    The published solution U_r Σ_r V_rᵀ S⁻¹ equals U_r U_rᵀ W wherever S can be inverted. In this form nothing of the
+    inputs is inverted, a singular S does no harm, and inputs that no calibration text excites are still approximated.
+    Each singular value is split evenly, so that the two factors are of one magnitude.
     """
-    left = found.left[:, :rank]
     strength = found.singular_values[:rank].sqrt()
-    floor = strength.max() * 1e-8 if rank else strength.sum()
-    strength = torch.where(strength > floor, strength, torch.ones_like(strength))
-    return left * strength, (left / strength).T @ weight.double()
+    strength = torch.where(strength > 1e-8 * found.singular_values[:1].sqrt(), strength, torch.ones_like(strength))
+    return found.basis[:, :rank] * strength, (found.dual[:rank] / strength[:, None]) @ weight.double()
 
 
 def weighted_error(weight: Tensor, other: Tensor, second_moment: Tensor) -> float:
