@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,8 @@ def make_plan(model: PreTrainedModel, recipe: Recipe, source: Source | None, *, 
             warnings.append(f"{label} asks for nothing: {nothing}")
         _check_needs(label, method, recipe)
         found = tree.resolve(method, strict=strict)
-        here = tree.original(found.sites)
-        # A method that changes what an earlier step makes can't tell from the model as it is.
-        saving = method.predicted_saving(model, here) if len(here) == len(found.sites) else None
-        predicted = _less(predicted, saving, before)
+        saving = tree.saving(method, found.sites)
+        predicted = predicted - saving if predicted is not None and saving is not None else None
         tree.follow(label, method, found.sites)
         planned.append(
             PlannedStep(
@@ -126,13 +125,6 @@ def make_plan(model: PreTrainedModel, recipe: Recipe, source: Source | None, *, 
     )
 
 
-def _less(predicted: int | None, saving: int | None, before: int) -> int | None:
-    """Bytes after a step that would save ``saving`` of the ``before`` bytes of the source; earlier steps left less."""
-    if predicted is None or saving is None:
-        return None
-    return predicted - round(saving * predicted / before)
-
-
 def step_label(number: int, method: Compressor) -> str:
     """``step 2 (pruning.ffn)``."""
     return f"step {number} ({method.full_name()})"
@@ -152,6 +144,7 @@ class _ExpectedTree:
         self.model = model
         self.taken: dict[str, str] = {}
         self.children: dict[str, list[Site]] = {}
+        self.left: dict[str, float] = {}
 
     def resolve(self, method: Compressor, *, strict: bool) -> Resolution:
         sites: list[Site] = []
@@ -162,10 +155,24 @@ class _ExpectedTree:
                 sites.append(site)
         return resolve(self.model, method, available=sites, taken=self.taken, expected=self._made(), strict=strict)
 
-    def original(self, sites: Sequence[Site]) -> list[Site]:
-        """Those of ``sites`` that are in the model now; the others will be made by an earlier step."""
-        made = self._made()
-        return [site for site in sites if site.path not in made]
+    def saving(self, method: Compressor, sites: Sequence[Site]) -> int | None:
+        """Bytes that ``method`` will save, or None where only data decide, or an earlier step makes the sites.
+
+        A method counts on the model as it is; of a block that an earlier step halved, half of that is left to save.
+        """
+        if {site.path for site in sites} & self._made():
+            return None
+        if any(site.kind in ("block", "model") for site in sites):
+            return method.predicted_saving(self.model, sites)
+        saved = 0
+        for home, group in groupby(sites, key=lambda site: site.block or site.path):
+            counted = method.predicted_saving(self.model, list(group))
+            if counted is None:
+                return None
+            share = self.left.get(home, 1.0)
+            saved += round(counted * share)
+            self.left[home] = share * (1 - counted / max(1, size_of(self.model.get_submodule(home)).bytes))
+        return saved
 
     def _made(self) -> set[str]:
         return {child.path for children in self.children.values() for child in children}
