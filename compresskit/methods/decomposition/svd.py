@@ -114,16 +114,16 @@ class Svd(Compressor):
         for path, spectrum, rank in self._ranked(model, paths, context):
             plain = view(model, path)
             if rank is None:
-                rows, columns = plain.weight.shape
-                context.details[path] = {"left_dense": f"factors would not hold less than its {rows}x{columns} weights"}
+                why = "its factors would not be smaller" if self.budget is None else "the budget is well spent on it"
+                context.details[path] = {"left_dense": why}
             else:
                 layers[path], context.details[path] = _factorised(plain, spectrum, rank)
         for path, layer in layers.items():
             surgery.replace(model, path, layer)
         dense = len(paths) - len(layers)
         if not layers:
-            context.nothing("at these ranks the two factors of every matrix would hold more than the matrix: all stay")
-        if dense:
+            context.nothing("at these ranks the two factors of every matrix would not be smaller than it: all stay")
+        if dense and self.budget is None:
             context.warn(f"{dense} of {len(paths)} matrices stay dense: their factors would not be smaller")
 
     def _ranked(
