@@ -45,7 +45,7 @@ def trace(task: Task, opset: int) -> Any:
         for name, dimensions in zip(task.sample, task.inputs.values(), strict=True)
     }
     config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=opset)
-    with _silence():
+    with _silence(), _codes_stay():
         try:
             return OnnxExporter().export(task.module, task.sample, config=config).program  # type: ignore[arg-type]
         except Exception as error:  # torch.export and the converter raise whatever an operator raises
@@ -97,6 +97,34 @@ def _silence() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _codes_stay() -> Iterator[None]:
+    """While open, the exporter's optimizer folds nothing that reads codes: small ones would become float weights."""
+    import onnxscript.optimizer
+
+    before = onnxscript.optimizer.optimize_ir
+
+    def optimize(program: Any, *arguments: Any, should_fold: Any = None, **options: Any) -> None:
+        def fold(node: Any) -> bool | None:
+            return False if _reads_codes(node) else should_fold and should_fold(node)
+
+        before(program, *arguments, should_fold=fold, **options)
+
+    onnxscript.optimizer.optimize_ir = optimize  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        onnxscript.optimizer.optimize_ir = before
+
+
+def _reads_codes(node: Any) -> bool:
+    constants = [value.const_value for value in node.inputs if value is not None]
+    return any(
+        constant is not None and constant.dtype.name in ("INT8", "UINT8") and constant.size > 1
+        for constant in constants
+    )
+
+
+@contextlib.contextmanager
 def traceable_attention(model: PreTrainedModel) -> Iterator[None]:
     """T5's position bias defeats the exporter's fused attention: plain attention for a while, then what was before.
 
@@ -120,7 +148,7 @@ def traceable_attention(model: PreTrainedModel) -> Iterator[None]:
 def lowering(profile: Profile) -> Iterator[None]:
     """While open, integer layers compute, in torch and in the graph, what ``profile`` says.
 
-    ``portable``: weights only are int8, by DequantizeLinear; activations stay float.
+    ``portable``: weights only are int8, cast and scaled as they are used; activations stay float.
     """
     if profile != "portable":
         yield
@@ -136,14 +164,7 @@ def lowering(profile: Profile) -> Iterator[None]:
 def _weights_only(layer: Int8Linear, x: torch.Tensor) -> torch.Tensor:
     if not exporting():
         return torch.nn.functional.linear(x, layer.weight.to(x.dtype), layer.bias)
-    # The file holds the codes as (I, O): no transposition is left in the graph.
-    weight = torch.onnx.ops.symbolic(
-        "DequantizeLinear",
-        (layer.weight_codes.T, layer.weight_scale),
-        {"axis": 1},
-        dtype=torch.float32,
-        shape=(layer.in_features, layer.out_features),
-        version=21,
-    )
-    result = x @ weight
+    # The file holds the codes as (I, O): no transposition is left in the graph. DequantizeLinear before MatMul would be
+    # fused by ONNX Runtime 1.31 into MatMulNBits, which quantizes the activations after all.
+    result = x @ (layer.weight_codes.T.float() * layer.weight_scale)
     return result if layer.bias is None else result + layer.bias

@@ -144,5 +144,6 @@ def test_portable_profile_multiplies_floats(layers: Layers, tmp_path: Path) -> N
         reference = tensor.numpy()
         assert np.abs(found[name] - reference).max() <= 1e-5 * max(1.0, np.abs(reference).max()), name
     kinds = {node.op_type for node in onnx.load(tmp_path / "portable.onnx").graph.node}
-    assert "DequantizeLinear" in kinds
-    assert not kinds & {"MatMulInteger", "DynamicQuantizeLinear"}
+    assert not kinds & {"MatMulInteger", "DynamicQuantizeLinear", "QuantizeLinear"}
+    weights = onnx.load(tmp_path / "portable.onnx").graph.initializer
+    assert sum(weight.data_type == onnx.TensorProto.INT8 and len(weight.dims) == 2 for weight in weights) == 6
