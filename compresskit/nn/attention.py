@@ -64,7 +64,7 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
     ``{"kind": "window", "window": 128, "global_tokens": 1}`` or ``{"kind": "linear", "feature_map": "elu"}``.
 
     Raises:
-        ModelError: CK-L051 for unknown or impossible settings.
+        ModelError: CK-L061 for unknown or impossible settings.
     """
     given = dict(settings)
     kind = given.pop("kind", None)
@@ -76,7 +76,7 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
         fits = kind == "linear" and whole["feature_map"] in FEATURE_MAPS
     if given or not fits:
         raise ModelError(
-            "CK-L051",
+            "CK-L061",
             f"these are no attention settings: {settings!r}",
             why=f"unknown: {', '.join(map(str, given))}" if given else "",
             fix="upgrade compresskit if the checkpoint was written by a newer version",
@@ -123,7 +123,7 @@ def install(model: PreTrainedModel, module: nn.Module, settings: dict[str, Any] 
     The one way in, for methods and for the replay of a layout.
 
     Raises:
-        ModelError: CK-L051 for bad settings, CK-M051 where the module can't compute them.
+        ModelError: CK-L061 for bad settings, CK-M051 where the module can't compute them.
     """
     if settings is None:
         _uninstall(model, module)

@@ -227,7 +227,7 @@ def test_bad_settings(settings: dict[str, Any]) -> None:
     model = models.tiny("bert")
     with pytest.raises(ModelError) as caught:
         attention.install(model, model.encoder.layer[0].attention.self, settings)
-    assert caught.value.code == "CK-L051"
+    assert caught.value.code == "CK-L061"
 
 
 def test_what_can_t_be_replaced() -> None:
