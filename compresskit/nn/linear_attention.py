@@ -89,9 +89,10 @@ def _by_chunks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     chunk, count = cut(queries, CHUNK)
     at = torch.arange(count * chunk, device=query.device)
     pick = at.clamp(max=queries - 1)
-    shape = (batch, kv_heads, count, chunk, -1)
+    shape = (batch, kv_heads, count, chunk)
     own = key[:, :, before:].index_select(2, pick) * (at < queries)[:, None].to(key.dtype)
-    own, own_value = own.reshape(shape), value[:, :, before:].index_select(2, pick).reshape(shape)
+    own = own.reshape(*shape, dim)
+    own_value = value[:, :, before:].index_select(2, pick).reshape(*shape, dim + 1)
     query = query.index_select(3, pick).reshape(batch, kv_heads, group, count, chunk, dim)
     states = own.transpose(-1, -2) @ own_value  # (B, H', N, D, D + 1)
     # A row of zeros before the past: ONNX Runtime leaves a product over no rows uninitialised.

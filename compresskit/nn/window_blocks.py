@@ -117,11 +117,12 @@ class Blocks:
     def _pass(self, rows: list[Tensor], part: slice, begin: int, scaling: float | None, dropout: float) -> Tensor:
         """The blocks of ``part``: rows of query, key and value, (B, ·, heads, D) -> (B, n·c, H, D)."""
         row, column = self.row[part].clamp(max=self.queries - 1), self.column[part] - begin
+        blocks = self.batch * row.shape[0]
         if self.extra:
             ahead = torch.arange(self.extra, device=row.device).expand(row.shape[0], self.extra)
             column = torch.cat([ahead, column + self.extra], dim=1)
         query, key, value = (
-            x.index_select(1, at.reshape(-1)).reshape(-1, at.shape[1], x.shape[2], self.dim).transpose(1, 2)
+            x.index_select(1, at.flatten()).reshape(blocks, at.shape[1], x.shape[2], self.dim).transpose(1, 2)
             for x, at in zip(rows, (row, column, column), strict=True)
         )
         output = attend(query, key, value, self._allowed(part), self._bias(part), scaling, dropout)
@@ -146,7 +147,7 @@ class Blocks:
         near = near[None]  # (1, n, c, S)
         real = self.seen.padding
         if real is not None:
-            seen = real.index_select(1, column.reshape(-1))
+            seen = real.index_select(1, column.flatten())
             near = near & seen.reshape(self.batch, column.shape[0], 1, self.span)
         if self.extra:
             at = self._global_positions()
@@ -158,7 +159,7 @@ class Blocks:
             if real is not None:
                 far = far & real.gather(1, at.clamp(max=self.keys - 1))[:, None, None, :]
             near = torch.cat([self._expanded(far, row), self._expanded(near, row)], dim=-1)
-        return self._expanded(near, row).reshape(-1, 1, self.block, near.shape[-1])
+        return self._expanded(near, row).reshape(self.batch * row.shape[0], 1, self.block, near.shape[-1])
 
     def _expanded(self, allowed: Tensor, row: Tensor) -> Tensor:
         return allowed.expand(self.batch, row.shape[0], self.block, allowed.shape[-1])
@@ -175,7 +176,7 @@ class Blocks:
             at = self._global_positions().clamp(max=self.keys - 1)
             at = at[:, None, None, :].expand(self.batch, self.heads, self.queries, self.extra)
             near = torch.cat([self._whole(bias).gather(3, at)[:, :, row], near], dim=-1)
-        return near.transpose(1, 2).reshape(-1, self.heads, self.block, near.shape[-1])
+        return near.transpose(1, 2).reshape(self.batch * row.shape[0], self.heads, self.block, near.shape[-1])
 
     def _whole(self, bias: Tensor) -> Tensor:
         return bias.expand(self.batch, self.heads, self.queries, self.keys)
