@@ -55,4 +55,3 @@ def _cell(text: str) -> str:
     for char, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`"), ("[", "\\[")):
         text = text.replace(char, written)
     return " ".join(text.split())
-
