@@ -29,9 +29,11 @@ def size_of(model: nn.Module) -> Size:
         fresh = [tensor for tensor in own if id(tensor) not in seen]
         seen.update(id(tensor) for tensor in own)
         held += sum(tensor.numel() * tensor.element_size() for tensor in fresh)
-        if isinstance(module, CompressedLayer) and fresh:
-            count += module.parameter_count()
+        known = [tensor for tensor in own if all(tensor is not other for other in fresh)]
+        if isinstance(module, CompressedLayer) and fresh and all(each.is_floating_point() for each in known):
+            count += module.parameter_count() - sum(tensor.numel() for tensor in known)
         else:
+            # Also a head with the codes of a table that was counted, and a bias of its own.
             count += sum(tensor.numel() for tensor in fresh if isinstance(tensor, nn.Parameter))
     return Size(count, held)
 

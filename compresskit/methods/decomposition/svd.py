@@ -86,8 +86,8 @@ class Svd(Compressor):
             if self.budget is not None:
                 saved += (1 - self.budget) * weight.numel() * weight.element_size()
                 continue
-            rank = low_rank.rounded(self._fixed_rank(rows, columns), self.round_to)
-            if rank <= low_rank.break_even(rows, columns):
+            if not self._surely_dense(rows, columns):
+                rank = low_rank.rounded(self._fixed_rank(rows, columns), self.round_to)
                 saved += (rows * columns - rank * (rows + columns)) * weight.element_size()
         return int(saved)
 
@@ -111,13 +111,12 @@ class Svd(Compressor):
         paths = [site.path for site in sites]
         # Nothing is replaced before all statistics are gathered: they are those of the model as it came.
         layers: dict[str, LowRankLinear] = {}
-        for path, spectrum, rank in self._ranked(model, paths, context):
-            plain = view(model, path)
-            if rank is None:
-                why = "its factors would not be smaller" if self.budget is None else "the budget is well spent on it"
-                context.details[path] = {"left_dense": why}
-            else:
-                layers[path], context.details[path] = _factorised(plain, spectrum, rank)
+        why = "its factors would not be smaller" if self.budget is None else "the budget is well spent on it"
+        context.details.update({path: {"left_dense": why} for path in paths})
+        promising = [path for path in paths if not self._surely_dense(*view(model, path).weight.shape)]
+        for path, spectrum, rank in self._ranked(model, promising, context):
+            if rank is not None:
+                layers[path], context.details[path] = _factorised(view(model, path), spectrum, rank)
         for path, layer in layers.items():
             surgery.replace(model, path, layer)
         dense = len(paths) - len(layers)
@@ -146,8 +145,17 @@ class Svd(Compressor):
             candidates.append(low_rank.Candidate(rows, columns, worth * spectrum.singular_values.square()))
         total = sum(item.out_features * item.in_features for item in candidates)
         ranks = low_rank.allocate(candidates, int(self.budget * total), self.round_to)
+        least = sum(self.round_to * (item.out_features + item.in_features) for item in candidates)
+        if least > self.budget * total and total:
+            context.warn(f"rank {self.round_to} everywhere already holds {least / total:.0%}, more than the budget")
         for (path, spectrum, _), shared in zip(found, ranks, strict=True):
             yield path, spectrum, shared
+
+    def _surely_dense(self, rows: int, columns: int) -> bool:
+        """Whether the options alone tell that factors would not be smaller; no statistics are gathered then."""
+        if self.energy is not None or self.budget is not None:
+            return False
+        return low_rank.rounded(self._fixed_rank(rows, columns), self.round_to) > low_rank.break_even(rows, columns)
 
     def _own_rank(self, spectrum: low_rank.Spectrum, rows: int, columns: int) -> int:
         if self.energy is not None:
