@@ -80,25 +80,27 @@ class Layers(Compressor):
         return saved
 
     def refuse(self, model: PreTrainedModel, sites: Sequence[Site]) -> dict[Site, str]:
-        """Blocks that the model shares already, and groups whose blocks differ.
+        """Blocks that the model shares already.
 
         Raises:
             RecipeError: CK-T041, for a number in ``groups`` that is no targeted block; CK-T042, for a group that
-                crosses stacks or whose blocks differ.
+                crosses stacks or whose blocks differ. (A pattern without one of its groups would be another pattern.)
         """
         if any(stack.repeats > 1 for stack in anatomy.of(model).stacks):
             return dict.fromkeys(sites, "ALBERT runs one set of layers several times: it shares all parameters already")
         if self.groups is not None:
             self._check_numbers(model, sites)
-        reasons: dict[Site, str] = {}
         for group in self._groups(model, sites):
             problem = self._problem(model, group)
-            if problem and self.groups is not None:
-                raise RecipeError("CK-T042", "the blocks of a group can't share", where=group[0].path, why=problem)
             if problem:
-                members = {block.path for block in group}
-                reasons.update({site: problem for site in sites if site.path in members})
-        return reasons
+                raise RecipeError(
+                    "CK-T042",
+                    "the blocks of a group can't share",
+                    where=group[0].path,
+                    why=problem,
+                    fix="choose other groups" if self.groups is not None else "leave such blocks out with `ignore`",
+                )
+        return {}
 
     def _check_numbers(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         paths, chosen = [block.path for block in anatomy.of(model).blocks], {site.path for site in sites}
