@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.nn.base import exporting
+from compresskit.nn.lazy import lazy
 from compresskit.nn.quantized import QuantizedLayer
 from compresskit.numerics import integer
 from compresskit.numerics.grids import symmetric
@@ -66,7 +67,8 @@ class Int8Linear(QuantizedLayer):
 
     @property
     def weight(self) -> Tensor:
-        return (self.weight_codes.float() * self.weight_scale[:, None]).to(self.dtype)
+        codes, scale, dtype = self.weight_codes, self.weight_scale, self.dtype
+        return lazy(lambda: (codes.float() * scale[:, None]).to(dtype), tuple(codes.shape), dtype, codes.device)
 
     def parameter_count(self) -> int:
         return self.weight_codes.numel() + (0 if self.bias is None else self.bias.numel())

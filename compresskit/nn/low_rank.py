@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.nn.base import CompressedLayer
+from compresskit.nn.lazy import lazy
 from compresskit.registry import register_layer
 
 
@@ -49,7 +50,8 @@ class LowRankLinear(CompressedLayer):
 
     @property
     def weight(self) -> Tensor:
-        return cast(Tensor, self.up.weight) @ cast(Tensor, self.down.weight)
+        up, down = cast(Tensor, self.up.weight), cast(Tensor, self.down.weight)
+        return lazy(lambda: up @ down, (self.out_features, self.in_features), up.dtype, up.device)
 
     @property
     def bias(self) -> Tensor | None:
