@@ -97,7 +97,8 @@ def hidden_of(output: Any) -> Tensor:
 
 def attention_mask(batch: Batch, *, decoder: bool = False) -> Tensor:
     """Which tokens are attended, (B, T) or (B, U) bool; all, where the batch has no mask."""
-    ids = next((batch[name] for name in (("decoder_input_ids",) if decoder else ("input_ids", "inputs_embeds"))), None)
+    names = ("decoder_input_ids",) if decoder else ("input_ids", "inputs_embeds")
+    ids = next((batch[name] for name in names if name in batch), None)
     mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
     if mask is not None:
         return mask.bool()
