@@ -31,16 +31,12 @@ def group_sums(scores: Tensor, size: int) -> Tensor:
     return scores.unflatten(0, (-1, size)).sum(-1)
 
 
-def removal_costs(weight: Tensor, inverse: Tensor, size: int = 1) -> Tensor:
-    """What removing each group costs when all others are refitted to it, (G,): tr(W_g [C⁻¹]_gg⁻¹ W_gᵀ).
+def removal_costs(weight: Tensor, inverse: Tensor) -> Tensor:
+    """What removing each input costs when all others are refitted to it, (I,): ‖W_:j‖² / [C⁻¹]_jj.
 
     Source: Optimal Brain Surgeon (Hassibi & Stork 1993), eq. 5, for the squared error of all rows of W at once.
     """
-    groups = weight.shape[1] // size
-    columns = weight.double().unflatten(1, (groups, size)).transpose(0, 1)  # (G, O, g)
-    blocks = inverse.double().unflatten(0, (groups, size)).unflatten(2, (groups, size))
-    own = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (G, g, g)
-    return (torch.linalg.solve(own, columns.transpose(1, 2)) * columns.transpose(1, 2)).sum((1, 2))
+    return weight.double().square().sum(0) / inverse.diagonal()
 
 
 def damped_inverse(covariance: Tensor, ridge: float) -> Tensor:
@@ -83,7 +79,7 @@ def eliminate(
         if now == 0:
             continue
         surplus -= now
-        costs = (left.square().sum(0) / inverse.diagonal()).masked_fill(stays[alive], torch.inf)
+        costs = removal_costs(left, inverse).masked_fill(stays[alive], torch.inf)
         gone = torch.sort(costs, stable=True).indices[:now]
         rest = dropped(gone, len(alive))
         step = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, rest])

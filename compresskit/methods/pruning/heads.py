@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -42,10 +42,10 @@ class Heads(Compressor):
     paper: ClassVar[str] = "Michel et al., 2019 (arXiv 1905.10650); Sun et al., Wanda, 2023 (arXiv 2306.11695)"
 
     keep: float = Field(0.75, gt=0, le=1, description="share of query heads to keep in each attention")
-    criterion: Literal["wanda", "obs", "taylor", "magnitude"] = Field(
+    criterion: Literal["wanda", "taylor", "magnitude"] = Field(
         "wanda",
-        description="which heads matter: wanda (activation times weight), obs (what a refit can't make up for), taylor "
-        "(effect on the model's output), magnitude (weights alone)",
+        description="which heads matter: wanda (activation times weight), taylor (effect on the model's output), "
+        "magnitude (weights alone)",
     )
     refit: bool = Field(True, description="refit the output projection by least squares on the calibration data")
     unit: Literal["auto", "head", "group"] = Field(
@@ -53,12 +53,6 @@ class Heads(Compressor):
         description="what goes where query heads share key-value heads: head (query heads of every group), group "
         "(key-value heads with all their query heads), or auto, whichever keeps more importance",
     )
-
-    @model_validator(mode="after")
-    def _obs_refits(self) -> Heads:
-        if self.criterion == "obs" and not self.refit:
-            raise ValueError("criterion obs picks heads for a refit: set refit: true, or use another criterion")
-        return self
 
     def requirements(self) -> frozenset[Need]:
         looks = self.keep < 1 and (self.refit or self.criterion in ("wanda", "taylor"))
@@ -135,14 +129,11 @@ class Heads(Compressor):
             return {site.path: found[site.part.output] for site in sites}
         if self.criterion == "magnitude":
             return {site.path: _magnitude(model, site.part) for site in sites}
-        if self.criterion == "wanda":
-            return {
-                site.path: importance.wanda(
-                    view(model, site.part.output).weight.cpu(), moments[site.path].rms, site.part.head_dim
-                ).square()
-                for site in sites
-            }
-        return {site.path: _removal_costs(model, site.part, moments[site.path]) for site in sites}
+        scores = {}
+        for site in sites:
+            weight = view(model, site.part.output).weight.cpu()
+            scores[site.path] = importance.wanda(weight, moments[site.path].rms, site.part.head_dim).square()
+        return scores
 
     def _shapes(self, part: Attention) -> list[tuple[int, int]]:
         """Possible (key-value heads, query heads of each) after pruning, all equally near to what was asked."""
@@ -190,15 +181,3 @@ def _magnitude(model: PreTrainedModel, part: Attention) -> Tensor:
     rows = value.square().sum(1).unflatten(0, (part.kv_heads, part.head_dim))
     repeated = rows.repeat_interleave(part.heads // part.kv_heads, 0).reshape(-1)
     return importance.group_sums(output.square().sum(0) * repeated, part.head_dim)
-
-
-def _removal_costs(model: PreTrainedModel, part: Attention, moments: Moments) -> Tensor:
-    output = view(model, part.output)
-    covariance = _shared.covariance_of(moments, centred=output.bias is not None)
-
-    def compute() -> Tensor:
-        inverse = importance.damped_inverse(covariance, _shared.RIDGE)
-        return importance.removal_costs(output.weight.cpu(), inverse, part.head_dim)
-
-    costs: Tensor = _shared.solved(part.output, compute)
-    return costs
