@@ -17,9 +17,9 @@ from compresskit.checkpoint.load import METHOD, LayoutLoader
 
 _CHEAP = """
 import json, sys, time
-started = time.perf_counter()
+started = time.process_time()
 import compresskit
-seconds = time.perf_counter() - started
+seconds = time.process_time() - started
 heavy = [name for name in ("torch", "transformers", "pydantic", "numpy", "yaml", "rich") if name in sys.modules]
 found = sorted(set(compresskit.__all__) - set(dir(compresskit)))
 print(json.dumps([seconds, heavy, found]))
