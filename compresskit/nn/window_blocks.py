@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from compresskit.nn.attention_mask import Seen
+from compresskit.nn.base import exporting
 from compresskit.nn.softmax import attend
 
 BLOCK = 64
@@ -66,6 +67,9 @@ class Blocks:
     ends of the sequence. A sequence shorter than S is seen whole, so that short ones cost no more.
     """
 
+    queries: Any
+    keys: Any
+
     def __init__(self, query: Tensor, key: Tensor, seen: Seen, window: Window) -> None:
         self.query, self.key, self.seen, self.window = query, key, seen, window
         self.batch, self.heads, self.queries, self.dim = query.shape
@@ -90,7 +94,7 @@ class Blocks:
         """(B, Q, H, D)."""
         rows = [x.transpose(1, 2) for x in (self.query, self.key, value)]
         begin = self._first_key()
-        if begin:
+        if not isinstance(begin, int) or begin:
             rows[1:] = [x[:, begin:] for x in rows[1:]]
         if self.extra:
             rows[1:] = [
@@ -102,19 +106,20 @@ class Blocks:
             output = self._with_global_rows(output, value, scaling, dropout)
         return output
 
-    def _first_key(self) -> int:
-        """Decoding needs only the end of the cache; elsewhere, and while traced, all keys are gathered from."""
-        if not isinstance(self.queries, int) or self.queries == self.keys:
+    def _first_key(self) -> Any:
+        """Decoding needs only the end of the cache; elsewhere keys are gathered from all."""
+        if not isinstance(self.queries, int):
             return 0
-        return max(min(self.keys - self.queries - self.window.size + 1, self.keys - self.span), 0)
+        begin = self.keys - self.queries - self.window.size + 1
+        return torch.sym_max(torch.sym_min(begin, self.keys - self.span), 0)
 
     def _parts(self) -> list[slice]:
-        if not isinstance(self.count, int):
+        if exporting():
             return [slice(None)]
         each = max(1, PASS // (self.batch * (self.span + self.extra) * self.kv_heads * self.dim))
         return [slice(at, at + each) for at in range(0, self.count, each)]
 
-    def _pass(self, rows: list[Tensor], part: slice, begin: int, scaling: float | None, dropout: float) -> Tensor:
+    def _pass(self, rows: list[Tensor], part: slice, begin: Any, scaling: float | None, dropout: float) -> Tensor:
         """The blocks of ``part``: rows of query, key and value, (B, ·, heads, D) -> (B, n·c, H, D)."""
         row, column = self.row[part].clamp(max=self.queries - 1), self.column[part] - begin
         blocks = self.batch * row.shape[0]

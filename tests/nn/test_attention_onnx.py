@@ -110,3 +110,17 @@ def test_decoder_with_a_cache(kind: str, tmp_path: Path) -> None:
             expected = module(*inputs)[0][real]
         found = run(session, (*inputs[:3], *inputs[3][0]))[real]
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["window"])
+def test_one_token_after_a_cache_of_any_length(kind: str, tmp_path: Path) -> None:
+    module = Decoder(tiny("llama", kind)).eval()
+    row = {0: Dim.AUTO}
+    shapes = (row, {0: Dim.AUTO, 1: Dim.AUTO}, row, [({0: Dim.AUTO, 2: Dim.AUTO}, {0: Dim.AUTO, 2: Dim.AUTO})])
+    session = exported(module, step(module, 2, 5, 1), shapes, tmp_path / "model.onnx")
+    for batch, before in ((1, 0), (1, 1), (2, 4), (2, 6), (2, 20), (3, 200)):
+        inputs = step(module, batch, before, 1)
+        with torch.no_grad():
+            expected = module(*inputs)[0]
+        found = run(session, (*inputs[:3], *inputs[3][0]))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
