@@ -37,24 +37,28 @@ def rounded(rank: int, multiple: int) -> int:
 
 
 def square_root(second_moment: Tensor) -> Tensor:
-    """S (I, I) with S Sᵀ = M, for a symmetric M (I, I) that may be singular: by eigenvectors, not by Cholesky.
+    """S (I, I) with S Sᵀ = M, for a symmetric M (I, I) that may be singular: by Cholesky, else by eigenvectors.
 
-    Eigenvalues below zero by rounding count as zero.
+    Any S serves: they differ by a rotation on the right. Eigenvalues below zero by rounding count as zero.
     """
-    values, vectors = torch.linalg.eigh(second_moment.double())
+    moment = second_moment.double()
+    lower, failed = torch.linalg.cholesky_ex(moment)
+    if int(failed) == 0:
+        return lower
+    values, vectors = torch.linalg.eigh(moment)
     return vectors * values.clamp(min=0).sqrt()
 
 
-def sensitivity_root(gradient_moment: Tensor) -> tuple[Tensor, Tensor]:
-    """L (O, O), symmetric, with L² = Γ / mean(diag Γ) + 1, and its inverse; Γ = E[g gᵀ] of gradients at the outputs.
+def sensitivity_root(gradient_moment: Tensor) -> Tensor:
+    """L (O, O), upper triangular, with Lᵀ L = Γ / mean(diag Γ) + 1, for Γ = E[g gᵀ] of gradients at the outputs.
 
     The unit matrix is the damping: half of the weight is laid on all outputs alike, since gradients of a few hundred
     texts know too little to neglect an output.
     """
     moment = gradient_moment.double()
-    values, vectors = torch.linalg.eigh(moment / moment.diagonal().mean().clamp(min=1e-300))
-    scale = (values.clamp(min=0) + 1).sqrt()
-    return (vectors * scale) @ vectors.T, (vectors / scale) @ vectors.T
+    unit = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    lower: Tensor = torch.linalg.cholesky(moment / moment.diagonal().mean().clamp(min=1e-300) + unit)
+    return lower.T
 
 
 @dataclass(frozen=True)
@@ -76,20 +80,20 @@ class Spectrum:
         return float(self.singular_values[rank:].double().square().sum().sqrt())
 
 
-def spectrum(weight: Tensor, root: Tensor | None = None, left: tuple[Tensor, Tensor] | None = None) -> Spectrum:
+def spectrum(weight: Tensor, root: Tensor | None = None, left: Tensor | None = None) -> Spectrum:
     """The spectrum of L W S, float64, for W (O, I).
 
     With ``root`` S (I, I), S Sᵀ = E[x xᵀ], ‖(W - W') S‖² is the mean squared error of the outputs: DRONE (Chen et al.
-    2021); SVD-LLM (Wang et al., ICLR 2025, arXiv 2403.07378), theorem 3.2. With ``left``, L (O, O) and its inverse,
+    2021); SVD-LLM (Wang et al., ICLR 2025, arXiv 2403.07378), theorem 3.2. With ``left``, an upper triangular L (O, O),
     errors count by how much the model's result depends on them: Chekalina et al. 2025 (arXiv 2505.17974).
     """
     matrix = weight.double() if root is None else weight.double() @ root
     if left is not None:
-        matrix = left[0] @ matrix
+        matrix = left @ matrix
     vectors, values, _ = torch.linalg.svd(matrix, full_matrices=False)
     if left is None:
         return Spectrum(vectors, vectors.T, values)
-    return Spectrum(left[1] @ vectors, vectors.T @ left[0], values)
+    return Spectrum(torch.linalg.solve_triangular(left, vectors, upper=True), vectors.T @ left, values)
 
 
 def factors(weight: Tensor, found: Spectrum, rank: int) -> tuple[Tensor, Tensor]:

@@ -142,7 +142,7 @@ class Svd(Compressor):
             rows, columns = view(model, path).weight.shape
             # Without gradients, losses of matrices of different scale are compared relative to their own output.
             worth = unit if known and unit is not None else 1 / max(spectrum.loss(0) ** 2, 1e-300)
-            candidates.append(low_rank.Candidate(rows, columns, worth * spectrum.singular_values.square()))
+            candidates.append(low_rank.Candidate(rows, columns, worth * spectrum.singular_values.square().cpu()))
         total = sum(item.out_features * item.in_features for item in candidates)
         ranks = low_rank.allocate(candidates, int(self.budget * total), self.round_to)
         least = sum(self.round_to * (item.out_features + item.in_features) for item in candidates)
@@ -174,13 +174,15 @@ class Svd(Compressor):
             for path in portion:
                 # Queries, keys and values see the same inputs, and get the same moments: one root serves all.
                 seen = moments.get(path)
+                weight = view(model, path).weight
                 if seen is not None and id(seen) not in roots:
-                    roots[id(seen)] = low_rank.square_root(cast(Tensor, seen.gram) / seen.count)
+                    moment = cast(Tensor, seen.gram).to(weight.device) / seen.count
+                    roots[id(seen)] = low_rank.square_root(moment)
                 felt = gradients.get(path)
                 if felt is None and seen is not None and self.sensitivity:
                     unreached.append(path)
-                left = low_rank.sensitivity_root(felt) if felt is not None else None
-                spectrum = low_rank.spectrum(view(model, path).weight.cpu(), roots.get(id(seen)), left)
+                left = low_rank.sensitivity_root(felt.to(weight.device)) if felt is not None else None
+                spectrum = low_rank.spectrum(weight, roots.get(id(seen)), left)
                 done += 1
                 context.progress(done / len(paths), f"decomposing {path}")
                 yield path, spectrum, None if felt is None else float(felt.diagonal().mean())
@@ -222,7 +224,7 @@ def _factorised(plain: WeightView, spectrum: low_rank.Spectrum, rank: int) -> tu
     """The two factors that will stand for a matrix, and its row of the ledger."""
     weight = plain.weight
     rows, columns = weight.shape
-    up, down = (part.to(weight.device, weight.dtype) for part in low_rank.factors(weight.cpu(), spectrum, rank))
+    up, down = (part.to(weight.dtype) for part in low_rank.factors(weight, spectrum, rank))
     layer = LowRankLinear.from_factors(up, down, plain.bias)
     if isinstance(plain.module.bias, nn.Parameter):
         # The very parameter: the bias of BERT's head is that of `predictions` too.

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
+from compresskit.calibrate.batches import tokenize
+from compresskit.calibrate.text import builtin_texts
 from compresskit.core import anatomy
 from compresskit.core.context import Context
 from compresskit.core.targets import resolve
@@ -19,6 +22,7 @@ from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
 from compresskit.numerics.grids import asymmetric, symmetric
 from compresskit.pipeline import checks
 from compresskit.pipeline.ledger import size_of
+from compresskit.tasks.fidelity import compare, outputs
 from tests import models
 
 OPTIONS: list[dict[str, Any]] = [{"bits": 8}, {"bits": 8, "group": 32}, {"bits": 4}, {"bits": 4, "group": 16}]
@@ -190,3 +194,13 @@ def test_half_precision_stays() -> None:
 def test_wrong_options(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Embedding.model_validate(options)
+
+
+def test_quality_on_a_real_model(minilm_path: Path) -> None:
+    tokenizer, original = AutoTokenizer.from_pretrained(minilm_path), AutoModel.from_pretrained(minilm_path)
+    unseen = tokenize(builtin_texts(24, 0, split="heldout"), tokenizer, original, 128)
+    reference = outputs(original, unseen)
+    for options, floor, bits in (({"bits": 8}, 0.9995, 8.1), ({"bits": 4, "group": 32}, 0.997, 4.65)):
+        model, context = quantized(original, **options)
+        assert compare(reference, model, unseen, "embedding")["cosine_mean"] >= floor
+        assert context.details["embeddings.word_embeddings"]["bits_per_weight"] <= bits

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
-from transformers import PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
+from compresskit.calibrate.batches import tokenize
+from compresskit.calibrate.text import builtin_texts
 from compresskit.core.context import Context
 from compresskit.core.targets import resolve
 from compresskit.core.weights import view
@@ -20,6 +23,7 @@ from compresskit.methods.sharing.layers import Layers
 from compresskit.nn.int8 import Int8Linear
 from compresskit.pipeline import checks
 from compresskit.pipeline.ledger import size_of
+from compresskit.tasks.fidelity import compare, outputs
 from tests import models
 
 
@@ -170,3 +174,13 @@ def test_wrong_options() -> None:
     for options in ({"activations": "row"}, {"bits": 8}):
         with pytest.raises(ValidationError):
             Int8.model_validate(options)
+
+
+def test_quality_on_a_real_model(minilm_path: Path) -> None:
+    """The dynamic int8 of ONNX Runtime reaches .9926 on this model."""
+    tokenizer, original = AutoTokenizer.from_pretrained(minilm_path), AutoModel.from_pretrained(minilm_path)
+    unseen = tokenize(builtin_texts(24, 0, split="heldout"), tokenizer, original, 128)
+    reference = outputs(original, unseen)
+    for activations, floor in (("token", 0.997), ("tensor", 0.985)):
+        model, _ = quantized(original, activations=activations)
+        assert compare(reference, model, unseen, "embedding")["cosine_mean"] >= floor
