@@ -296,6 +296,23 @@ def test_measuring_site_by_site_gives_the_same(name: str, monkeypatch: pytest.Mo
     assert models.max_difference(at_once, one_by_one, models.inputs(name)) < 1e-5
 
 
+def test_measuring_site_by_site_runs_each_block_a_few_times_only() -> None:
+    model = models.tiny("bert")
+    calls = [0, 0, 0]
+
+    def count(number: int) -> Any:
+        def hook(*_: Any) -> None:
+            calls[number] += 1
+
+        return hook
+
+    for number, block in enumerate(anatomy.of(model).blocks):
+        model.get_submodule(block.path).intermediate.register_forward_hook(count(number))
+    sites, context = resolve(model, Ffn()).sites, Context(calibration=batches("bert"))
+    assert len(list(_shared.measured(model, sites, context, gram=True, limit=0))) == 3
+    assert calls == [8, 8, 4], "once to measure, once more to go on to the next block"
+
+
 def test_a_refit_that_fails_names_its_layer_and_leaves_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise torch.linalg.LinAlgError("singular")
