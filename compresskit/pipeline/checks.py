@@ -61,8 +61,7 @@ def padding_deviation(model: PreTrainedModel, batch: Batch) -> tuple[float, floa
     worst, cosine = 0.0, 1.0
     together = outputs_of(model, batch)
     for row in range(batch["input_ids"].shape[0]):
-        kept = batch["attention_mask"][row].bool()
-        single = {key: _cut(key, value, row, kept) for key, value in batch.items()}
+        single = {key: _cut(key, value, row, batch) for key, value in batch.items()}
         alone = outputs_of(model, single)[0]
         beside = together[row] if together.dim() == 2 else together[row][result_mask(model, batch)[row]]
         scale = max(float(alone.abs().max()), 1e-6)
@@ -71,11 +70,12 @@ def padding_deviation(model: PreTrainedModel, batch: Batch) -> tuple[float, floa
     return worst, cosine
 
 
-def _cut(key: str, value: Tensor, row: int, kept: Tensor) -> Tensor:
-    """Row ``row`` without its padding; decoder inputs have a length of their own."""
-    if key.startswith("decoder_") or value.shape[1] != kept.shape[0]:
+def _cut(key: str, value: Tensor, row: int, batch: Batch) -> Tensor:
+    """Row ``row`` without its padding; decoder inputs have a length, and perhaps a mask, of their own."""
+    mask = batch.get("decoder_attention_mask" if key.startswith("decoder_") else "attention_mask")
+    if mask is None or value.shape[1] != mask.shape[1]:
         return value[row : row + 1]
-    return value[row : row + 1][:, kept]
+    return value[row : row + 1][:, mask[row].bool()]
 
 
 def check_padding(model: PreTrainedModel, batch: Batch, step: str) -> str | None:

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from compresskit.errors import ModelError
+from compresskit.pipeline import checks
+from tests import models
+
+
+def t5_batch() -> dict[str, Tensor]:
+    """Both sides padded, each by a mask of its own."""
+    batch = models.inputs("t5", padded=True)
+    mask = torch.ones_like(batch["decoder_input_ids"])
+    mask[1, 4:] = 0
+    mask[2, 2:] = 0
+    return {**batch, "decoder_attention_mask": mask}
+
+
+@pytest.mark.parametrize("task", ["base", "lm"])
+def test_padding_on_both_sides_of_an_encoder_decoder_model(task: models.Task) -> None:
+    assert checks.check_padding(models.tiny("t5", task=task), t5_batch(), "step") is None
+
+
+def test_a_model_that_looks_at_padding_is_caught() -> None:
+    model, batch = models.tiny("t5"), t5_batch()
+    encoder, whole = model.get_submodule("encoder"), torch.ones_like(batch["attention_mask"])
+    handle = encoder.register_forward_pre_hook(
+        lambda _module, args, kwargs: (
+            (args, {**kwargs, "attention_mask": whole[: len(kwargs["input_ids"])]})
+            if kwargs["input_ids"].shape[1] == whole.shape[1]
+            else None
+        ),
+        with_kwargs=True,
+    )
+    with pytest.raises(ModelError) as error:
+        checks.check_padding(model, batch, "step")
+    handle.remove()
+    assert error.value.code == "CK-T052"
