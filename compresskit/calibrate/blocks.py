@@ -132,12 +132,14 @@ class BlockCalibration(Sequence[Batch]):
                 for other in self._order[: self._order.index(path) + 1]:
                     if other.rpartition(".")[0] == stack:
                         block = model.get_submodule(other)
+                        patched.append((block, vars(block).get("forward")))
                         block.forward = stand_in(outputs)
-                        patched.append(block)
             yield place
         finally:
-            for block in patched:
+            for block, own in reversed(patched):
                 del block.forward
+                if own is not None:
+                    block.forward = own
 
 
 def _keeper(outputs: list[Any], *, stop: bool) -> PostHook:

@@ -41,8 +41,10 @@ LONGEST = 2000
 @lru_cache(maxsize=4)
 def documentation(split: Split) -> tuple[str, ...]:
     """Paragraphs of the language reference, and runs of several paragraphs of one topic."""
-    from pydoc_data.topics import topics  # type: ignore[import-not-found,unused-ignore]
-
+    try:
+        from pydoc_data.topics import topics  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise _no_sources("pydoc_data") from error
     found: list[str] = []
     for title, text in sorted(topics.items()):
         if held_out(title) != (split == "heldout"):
@@ -87,12 +89,7 @@ def _texts(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Docstrings and messages of a module; none where this Python version doesn't have it."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     if not folder.is_dir():
-        raise DataError(
-            "CK-D010",
-            "the built-in texts need the sources of Python's standard library",
-            where=str(folder),
-            fix="give a file of your own as calibration data",
-        )
+        raise _no_sources(str(folder))
     path = folder / f"{name}.py"
     if not path.is_file():
         return (), ()
@@ -104,6 +101,15 @@ def _texts(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         else:
             said.extend(map(_flat, _spoken(node)))
     return tuple(described), tuple(text for text in said if len(text) >= SHORTEST and " " in text)
+
+
+def _no_sources(where: str) -> DataError:
+    return DataError(
+        "CK-D010",
+        "the built-in texts need the sources of Python's standard library",
+        where=where,
+        fix="give a file of your own as calibration data",
+    )
 
 
 def _described(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
