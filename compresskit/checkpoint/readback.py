@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def write_model(model: PreTrainedModel, folder: Path, max_shard_size: str) -> bool:
-    """Write weights and config by ``save_pretrained``; whether the result is a stock checkpoint.
+def refuse_absent_values(model: PreTrainedModel) -> None:
+    """Refuse a model of which a part isn't in memory.
 
     Raises:
-        ModelError: CK-I016 parts of the model have no storage here, CK-M014 not finite, CK-L010 to CK-L021 no layout.
+        ModelError: CK-I016.
     """
     absent = [name for name, tensor in model.state_dict().items() if tensor.device.type == "meta"]
     if absent:
@@ -33,8 +33,17 @@ def write_model(model: PreTrainedModel, folder: Path, max_shard_size: str) -> bo
             f"{len(absent)} tensors of the model have no values here",
             where=absent[0],
             why="they are on the meta device, or kept on disk by accelerate",
-            fix="load the whole model into memory before saving it",
+            fix="load the whole model into memory first",
         )
+
+
+def write_model(model: PreTrainedModel, folder: Path, max_shard_size: str) -> bool:
+    """Write weights and config by ``save_pretrained``; whether the result is a stock checkpoint.
+
+    Raises:
+        ModelError: CK-I016 parts of the model have no storage here, CK-M014 not finite, CK-L010 to CK-L021 no layout.
+    """
+    refuse_absent_values(model)
     refuse_non_finite(model, type(model).__name__)
     with quiet_transformers():
         native = attach(model) is None

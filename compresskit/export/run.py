@@ -23,7 +23,16 @@ from compresskit.export.graph import Task, forward_task, is_generative
 from compresskit.export.names import name_all
 from compresskit.export.publish import check_target, publish, staging
 from compresskit.export.report import ExportReport, Graph
-from compresskit.export.trace import NEWEST, OLDEST, OPSETS, Profile, lowering, trace, traceable_attention
+from compresskit.export.trace import (
+    NEWEST,
+    OLDEST,
+    OPSETS,
+    Profile,
+    check_profile,
+    lowering,
+    trace,
+    traceable_attention,
+)
 
 Progress = Callable[[float, str], None]
 Batches = Mapping[str, Mapping[str, Tensor]]
@@ -104,8 +113,7 @@ def export_onnx(
 
 
 def _opset(profile: str, opset: int | None) -> int:
-    if profile not in OPSETS:
-        raise UsageError("CK-X011", f"there is no profile {profile!r}", fix=f"profiles: {', '.join(OPSETS)}")
+    check_profile(profile)
     if opset is not None and not OLDEST <= opset <= NEWEST:
         raise UsageError("CK-X011", f"opset {opset} isn't supported", fix=f"give {OLDEST} to {NEWEST}")
     return OPSETS[profile] if opset is None else opset

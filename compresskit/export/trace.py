@@ -7,14 +7,14 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from compresskit.checkpoint.quiet import quiet_transformers
-from compresskit.errors import ExportError
+from compresskit.errors import ExportError, UsageError
 from compresskit.export.graph import Task
 from compresskit.nn.base import exporting
 from compresskit.nn.int8 import Int8Linear
@@ -26,6 +26,17 @@ OPSETS: dict[str, int] = {"fast": 23, "portable": 21}
 
 OLDEST, NEWEST = 21, 24
 _REGISTRATION = "torch.onnx._internal.exporter._registration"
+
+
+def check_profile(name: str) -> Profile:
+    """``name`` as a profile.
+
+    Raises:
+        UsageError: CK-X011.
+    """
+    if name not in OPSETS:
+        raise UsageError("CK-X011", f"there is no profile {name!r}", fix=f"profiles: {', '.join(OPSETS)}")
+    return cast(Profile, name)
 
 
 def trace(task: Task, opset: int) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from compresskit.calibrate.sources import BUILTIN
 from compresskit.checkpoint.source import Source
 from compresskit.core.compressor import Compressor
 from compresskit.core.sites import Site
@@ -82,8 +83,9 @@ def make_plan(model: PreTrainedModel, recipe: Recipe, source: Source | None, *, 
 
     Raises:
         RecipeError: a pattern, a refusal, an impossible order; with ``strict`` also a step that asks for nothing.
-        DataError: CK-D030, if a step needs data that the recipe doesn't give.
+        DataError: CK-D030, if a step needs data that the recipe doesn't give; CK-D001 for a file that isn't there.
     """
+    _check_files(recipe)
     tree = _ExpectedTree(model)
     warnings: list[str] = []
     planned = []
@@ -135,6 +137,20 @@ def _check_needs(label: str, method: Compressor, recipe: Recipe) -> None:
         raise DataError(
             "CK-D030", f"{label} trains on labels, and the recipe has no `data`", fix="add `data: {train: FILE, ...}`"
         )
+
+
+def _check_files(recipe: Recipe) -> None:
+    """Refuse a data file that isn't there now, and not after an hour of work."""
+    named = {"calibration": recipe.calibration.data if recipe.calibration.data != BUILTIN else None}
+    if recipe.data is not None:
+        named |= {"data.train": recipe.data.train, "data.dev": recipe.data.dev}
+    if recipe.evaluate is not None:
+        named["evaluate"] = recipe.evaluate.data
+    for key, name in named.items():
+        if name is not None and not Path(name).exists():
+            raise DataError(
+                "CK-D001", "there is no such data file", where=f"{key}: {name}", fix="check the path, from this folder"
+            )
 
 
 class _ExpectedTree:

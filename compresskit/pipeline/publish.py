@@ -12,10 +12,13 @@ from transformers import PreTrainedModel
 
 from compresskit.bench.quick import compare
 from compresskit.calibrate.outputs import outputs_of, result_of
+from compresskit.checkpoint.load import load_model
 from compresskit.checkpoint.prove import reload_and_run
 from compresskit.checkpoint.save import add_files, publish_folder, save_checkpoint
 from compresskit.checkpoint.source import Source
 from compresskit.errors import GateError, ModelError
+from compresskit.export import export_onnx
+from compresskit.export.trace import check_profile
 from compresskit.pipeline.data import RunData
 from compresskit.pipeline.quality import measure_quality
 from compresskit.pipeline.result import Result
@@ -48,6 +51,8 @@ def publish(
     _prove(model, result, staged, data)
     result.after["disk_bytes"] = saved.disk_bytes
     result.quality = measure_quality(recipe, source, staged)
+    if recipe.export is not None and recipe.export.onnx is not None:
+        result.onnx = _export(staged, source, recipe.export.onnx.profile)
     verdicts = check_gates(recipe.gates, _measured(result, source, staged, recipe), max_drop=options.max_drop)
     result.gates = [verdict.to_dict() for verdict in verdicts]
     result.seconds = round(time.perf_counter() - started, 2)
@@ -64,6 +69,20 @@ def publish(
             why="the result is kept there with its report, and the output was not touched",
             fix="loosen the gate, ask for less compression, or add a recovery step",
         )
+
+
+def _export(folder: Path, source: Source, profile: str) -> dict[str, Any]:
+    """Write ``onnx/`` into the checkpoint; what the file is, without paths of this machine."""
+    report = export_onnx(
+        load_model(folder),
+        folder / "onnx" / "model.onnx",
+        tokenizer=source.load_tokenizer(),
+        sentence_transformer=source.sentence_transformer,
+        profile=check_profile(profile),
+    )
+    content = report.to_dict()
+    del content["parity"]["cases"]
+    return {**content, "output": "onnx/model.onnx"}
 
 
 def _measured(result: Result, source: Source, folder: Path, recipe: Recipe) -> dict[str, Measured]:

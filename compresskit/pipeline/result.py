@@ -14,7 +14,8 @@ class Result:
 
     ``before`` and ``after`` hold ``parameters`` and ``disk_bytes`` (files needed to serve: weights, config,
     tokenizer; MB = 10^6 bytes). ``reload_max_abs_diff`` compares the live model with the saved one, reopened in a
-    fresh process. ``fidelity`` compares the saved model with the source on held-out text.
+    fresh process. ``fidelity`` compares the saved model with the source on held-out text. ``onnx`` describes the
+    exported file, where the recipe asks for one.
     """
 
     output: str | None
@@ -28,6 +29,7 @@ class Result:
     seconds: float
     quality: dict[str, Any] | None = None
     gates: list[dict[str, Any]] = field(default_factory=list)
+    onnx: dict[str, Any] | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     model: PreTrainedModel | None = None

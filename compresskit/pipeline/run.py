@@ -19,10 +19,12 @@ from transformers import PreTrainedModel
 from compresskit.checkpoint.faults import point
 from compresskit.checkpoint.layout import read_layout
 from compresskit.checkpoint.lock import output_lock
+from compresskit.checkpoint.readback import refuse_absent_values
 from compresskit.checkpoint.save import check_free_space, check_output
 from compresskit.checkpoint.source import Source, open_source
 from compresskit.core.context import Context
 from compresskit.errors import UsageError
+from compresskit.export.trace import check_profile
 from compresskit.pipeline.data import RunData, prepare
 from compresskit.pipeline.ledger import size_of
 from compresskit.pipeline.plan import Plan, make_plan, recipe_hash, require_same
@@ -143,10 +145,12 @@ class _Run:
     ) -> None:
         self.recipe, self.source, self.output = recipe, source, output
         self.options, self.listener, self.expected = options, listener, expected
-        self.warnings: list[str] = []
+        self.warnings: list[str] = [] if source is None else list(source.notices)
+        self.teacher = None if recipe.teacher is None else open_source(recipe.teacher)
 
     def execute(self, model: PreTrainedModel, tokenizer: Any) -> Result:
         started = time.perf_counter()
+        refuse_absent_values(model)
         made = make_plan(model, self.recipe, self.source, strict=self.options.strict)
         if self.expected is not None:
             require_same(made, self.expected)
@@ -174,6 +178,8 @@ class _Run:
         return self.source.sentence_transformer if self.source is not None else None
 
     def _preflight(self, bytes_before: int) -> None:
+        if self.recipe.export is not None and self.recipe.export.onnx is not None:
+            check_profile(self.recipe.export.onnx.profile)
         if self.output is not None:
             # Step state and staged output may both be there at once, none of them larger than the source.
             check_free_space(self.output, int(DISK_MARGIN * bytes_before))
@@ -227,14 +233,14 @@ class _Run:
         self.listener.progress((number - 1 + share) / total, what)
 
     def _teacher(self, model: PreTrainedModel) -> Callable[[], PreTrainedModel]:
-        """The model as it came in: reopened from its files, or copied before anything is changed."""
-        if self.source is None:
+        """The recipe's teacher, or the model as it came in: reopened from its files, or copied before any change."""
+        source = self.teacher or self.source
+        if source is None:
             needed = any(
                 "teacher" in step.method.requirements() or step.recover is not None for step in self.recipe.steps
             )
             kept = copy.deepcopy(model).eval() if needed else None
             return lambda: kept  # type: ignore[return-value]
-        source = self.source
         return lambda: source.load_model(dtype=self.options.dtype, device=self.options.device)
 
     def _finish(

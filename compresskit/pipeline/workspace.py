@@ -11,8 +11,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from compresskit import __version__
-from compresskit.checkpoint.load import load_model
 from compresskit.checkpoint.save import save_checkpoint
+from compresskit.checkpoint.source import open_source
 from compresskit.errors import UsageError
 
 STATE = "state.json"
@@ -74,8 +74,8 @@ class Workspace:
         return len(self.rows)
 
     def load(self) -> PreTrainedModel:
-        """The model after the last finished step."""
-        return load_model(self.folder / f"step-{len(self.rows)}")
+        """The model after the last finished step, its files checked against their manifest."""
+        return open_source(self.folder / f"step-{len(self.rows)}").load_model()
 
     def finish_step(self, model: PreTrainedModel, row: dict[str, Any]) -> None:
         """Record a finished step: first the model, then the state that names it, then the older model goes."""

@@ -54,5 +54,9 @@ def summary_rows(result: dict[str, Any]) -> list[list[str]]:
         rows.append([quality["metric"], f"{quality['before']:.2f}", f"{quality['after']:.2f}", f"{change:+.2f}"])
     if result["reload_max_abs_diff"] is not None:
         rows.append(["reload in a fresh process", "", f"max difference {result['reload_max_abs_diff']:.1e}", ""])
+    onnx = result.get("onnx")
+    if onnx:
+        share = f"{onnx['bytes'] / before['disk_bytes']:.2f}x"
+        rows.append([f"ONNX ({onnx['profile']})", "", megabytes(onnx["bytes"]), share])
     rows.append(["loads without compresskit", "", "yes" if result["native"] else "no", ""])
     return rows

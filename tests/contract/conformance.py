@@ -106,9 +106,14 @@ def run(method_name: str, options: dict[str, Any], name: str, work: Path) -> Out
 
 
 def apply_method(
-    method: Compressor, model: PreTrainedModel, original: PreTrainedModel, name: str, work: Path
+    method: Compressor,
+    model: PreTrainedModel,
+    original: PreTrainedModel,
+    name: str,
+    work: Path,
+    context: Context | None = None,
 ) -> Outcome:
-    """Resolve, apply, sync: what the pipeline does of a step, without its checks."""
+    """Resolve, apply, sync: a step without the pipeline's checks; by default in a tiny model's context."""
     warnings: list[str] = []
     try:
         found = resolve(model, method)
@@ -117,7 +122,7 @@ def apply_method(
             raise
         return Outcome(model, None, error.why, warnings)
     torch.manual_seed(0)
-    returned = method.apply(model, found.sites, context_for(name, original, work, warnings))
+    returned = method.apply(model, found.sites, context or context_for(name, original, work, warnings))
     model = (returned if returned is not None else model).eval()
     surgery.sync_config(model)
     return Outcome(model, found, None, warnings)

@@ -13,7 +13,7 @@ import transformers
 
 import compresskit
 from compresskit import pipeline
-from compresskit.errors import CompressKitError, GateError, ModelError, UsageError
+from compresskit.errors import CompressKitError, DataError, GateError, ModelError, UsageError
 from tests import models
 from tests.pipeline.conftest import recipe
 
@@ -187,3 +187,73 @@ def test_stock_result_needs_no_compresskit(source: Path, tmp_path: Path) -> None
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "quantization_config" not in config
     assert config["num_hidden_layers"] == models.LAYERS - 1
+
+
+def test_f53_a_finished_step_that_was_changed_is_not_resumed_from(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(Stop):
+        pipeline.apply(source, STEPS, output, listener=_stopping_after(2))
+    weights = tmp_path / "out.ck-work" / "step-2" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CompressKitError, match=r"model\.safetensors"):
+        pipeline.apply(source, STEPS, output, options=pipeline.Options(resume=True))
+    assert not output.exists()
+
+
+def test_f36_a_model_on_the_meta_device_is_refused(source: Path) -> None:
+    with torch.device("meta"):
+        empty = type(models.tiny("bert"))(models.config("bert"))
+    with pytest.raises(ModelError) as caught:
+        pipeline.apply(empty, STEPS)
+    assert caught.value.code == "CK-I016"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"evaluate": {"task": "sts", "data": "nowhere.tsv"}},
+        {"data": {"train": "nowhere.tsv"}},
+        {"calibration": {"data": "nowhere.txt"}},
+    ],
+    ids=["evaluate", "data", "calibration"],
+)
+def test_missing_data_is_found_by_the_plan(source: Path, more: dict[str, Any]) -> None:
+    with pytest.raises(DataError) as caught:
+        pipeline.plan(source, {**STEPS, **more})
+    assert caught.value.code == "CK-D001"
+    assert "nowhere" in caught.value.where
+
+
+def test_the_recipes_teacher_teaches(source: Path, tmp_path: Path) -> None:
+    """A student that learns from another model ends nearer to it than one that learns from itself."""
+    other = models.write_checkpoint(models.tiny("bert", seed=3), tmp_path / "other")
+    training = recipe({"distillation.embeddings": {"steps": 30, "batch": 8, "lr": 3e-3}})
+    own = pipeline.apply(source, {**training, "steps": [{"pruning.ffn": {"keep": 0.5}}, *training["steps"]]})
+    taught = pipeline.apply(source, {**training, "teacher": str(other)})
+    assert own.model is not None
+    assert taught.model is not None
+    batch = models.inputs("bert", padded=True)
+    target = models.tiny("bert", seed=3)
+    assert models.max_difference(taught.model, target, batch) < models.max_difference(own.model, target, batch)
+
+
+@pytest.mark.timeout(600)
+def test_export_of_the_recipe_lies_in_the_checkpoint(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    content = recipe({"pruning.ffn": {"keep": 0.5}}, export={"onnx": {"profile": "portable"}})
+    result = pipeline.apply(source, content, output)
+    assert result.onnx is not None
+    file = output / "onnx" / "model.onnx"
+    assert result.onnx["bytes"] == file.stat().st_size
+    assert result.onnx["parity"]["max_difference"] <= 1e-4
+    assert json.loads((output / "report.json").read_text())["onnx"]["output"] == "onnx/model.onnx"
+    assert compresskit.verify(output).ok
+
+
+def test_files_left_aside_are_mentioned(tmp_path: Path) -> None:
+    folder = models.write_checkpoint(models.tiny("bert"), tmp_path / "source")
+    (folder / "optimizer.pt").write_bytes(b"no pickle is ever opened")
+    result = pipeline.apply(folder, recipe({"pruning.ffn": {"keep": 0.5}}), tmp_path / "out")
+    assert any("optimizer.pt" in warning for warning in result.warnings)
