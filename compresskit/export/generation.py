@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from compresskit.checkpoint.skeleton import model_dtype
 from compresskit.export.graph import (
     BATCH,
     PAST,
@@ -94,6 +95,8 @@ class _Prefill(nn.Module):
 class _Decode(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
+        # transformers' exporter casts float inputs to the type of the first parameter, which may be a float16 scale.
+        self.input_type = nn.Parameter(torch.empty(0, dtype=model_dtype(model)))
         self.model, self.config = model, model.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
