@@ -23,7 +23,7 @@ def model_card(result: dict[str, Any], *, architecture: str) -> str:
         "---",
         "# Compressed model",
         "",
-        f"Made from {_cell(result['source'])} by compresskit.",
+        f"Made from {escaped(result['source'])} by compresskit.",
         "",
         "| | source | this |",
         "|---|---|---|",
@@ -32,15 +32,15 @@ def model_card(result: dict[str, Any], *, architecture: str) -> str:
         f"| fidelity to the source | – | {fidelity_text(result['fidelity'])} |",
     ]
     for name, values in sorted(result["fidelity"].get("domains", {}).items()):
-        lines.append(f"| … on {_cell(name)} text | – | {fidelity_text(values)} |")
+        lines.append(f"| … on {escaped(name)} text | – | {fidelity_text(values)} |")
     if result.get("quality"):
         quality = result["quality"]
-        lines.append(f"| {_cell(quality['metric'])} | {quality['before']:.2f} | {quality['after']:.2f} |")
+        lines.append(f"| {escaped(quality['metric'])} | {quality['before']:.2f} | {quality['after']:.2f} |")
     lines += ["", "## Load it", "", "```python", *_usage(result["native"], architecture), "```", "", "## Steps", ""]
     lines += ["| step | sites | parameters | bytes | fidelity |", "|---|---|---|---|---|"]
-    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in step_rows(result["steps"])]
+    lines += ["| " + " | ".join(escaped(cell) for cell in row) + " |" for row in step_rows(result["steps"])]
     if result["warnings"]:
-        lines += ["", "## Warnings", "", *(f"- {_cell(text)}" for text in result["warnings"])]
+        lines += ["", "## Warnings", "", *(f"- {escaped(text)}" for text in result["warnings"])]
     lines += ["", "## Not measured here", "", NOT_MEASURED + ".", ""]
     return "\n".join(lines)
 
@@ -50,7 +50,7 @@ def _usage(native: bool, architecture: str) -> list[str]:
     return [*lines, f"from transformers import {architecture}", "", f'model = {architecture}.from_pretrained("PATH")']
 
 
-def _cell(text: str) -> str:
+def escaped(text: str) -> str:
     """Markdown and HTML in foreign text stay text."""
     for char, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`"), ("[", "\\[")):
         text = text.replace(char, written)

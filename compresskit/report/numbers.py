@@ -29,3 +29,40 @@ def fidelity_text(fidelity: dict[str, Any]) -> str:
     if "top1_agreement" in fidelity:
         return f"agreement {fidelity['top1_agreement']:.4f}, KL {fidelity['kl_mean']:.4g}"
     return "–"
+
+
+def plain_number(value: float | None, unit: str = "") -> str:
+    """Four digits, no exponent between 0.0001 and a million; a dash where there is none."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    if size != 0 and (size < 1e-4 or size >= 1e7):
+        shown = f"{value:.3g}"
+    elif size >= 1000 or value == int(value):
+        shown = f"{value:.0f}"
+    else:
+        shown = f"{value:.4g}"
+    return f"{shown} {unit}" if unit else shown
+
+
+def with_interval(value: float | None, ci: tuple[float, float] | None, unit: str = "") -> str:
+    """``11.9 [11.6, 12.3] ms``."""
+    if value is None or ci is None:
+        return plain_number(value, unit)
+    shown = f"{plain_number(value)} [{plain_number(ci[0])}, {plain_number(ci[1])}]"
+    return f"{shown} {unit}" if unit else shown
+
+
+def ratio_text(value: float | None, ci: tuple[float, float] | None = None) -> str:
+    """``0.612 [0.580, 0.640]``."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + (f" [{ci[0]:.3f}, {ci[1]:.3f}]" if ci is not None else "")
+
+
+def flops_text(count: float) -> str:
+    """``2.87 GFLOP``: a multiplication and its addition are two."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {prefix}FLOP"
+    return f"{count:.0f} FLOP"

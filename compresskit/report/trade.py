@@ -1,0 +1,82 @@
+"""Which candidates are worth having: the frontier, who is dominated, and who can't be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["frontier", "tied", "dominated"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A figure with its interval; without one, ``low`` and ``high`` are the value."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: float, ci: tuple[float, float] | None) -> Span:
+        """The interval always holds the value, whatever the record says."""
+        low, high = ci or (value, value)
+        return cls(value, min(low, value), max(high, value))
+
+    def overlaps(self, other: Span) -> bool:
+        """The two can't be told apart."""
+        return self.low <= other.high and other.low <= self.high
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate: ``cost`` (less is better) against ``quality``; ``size`` in bytes is its bubble."""
+
+    name: str
+    cost: Span
+    quality: Span
+    size: float | None = None
+    baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a candidate stands.
+
+    Args:
+        state: frontier, none is at least as good in both figures; dominated, another one is, and clearly better in one
+            (the intervals don't overlap); tied, another one is, but by less than the intervals.
+        by: who dominates it, or whom it is tied with.
+        ties: those whose intervals overlap its own in both figures.
+    """
+
+    state: State
+    by: str = ""
+    ties: tuple[str, ...] = ()
+
+
+def standings(points: Sequence[Point], *, higher_is_better: bool = True) -> dict[str, Standing]:
+    """The standing of each of ``points`` by name. Points of equal figures are all on the frontier."""
+    return {point.name: _standing(point, points, 1.0 if higher_is_better else -1.0) for point in points}
+
+
+def _standing(point: Point, points: Sequence[Point], sign: float) -> Standing:
+    others = [other for other in points if other is not point]
+    ties = tuple(
+        other.name for other in others if point.cost.overlaps(other.cost) and point.quality.overlaps(other.quality)
+    )
+    better = [other for other in others if _at_least_as_good(other, point, sign)]
+    if not better:
+        return Standing("frontier", ties=ties)
+    clearly = [
+        other for other in better if not other.cost.overlaps(point.cost) or not other.quality.overlaps(point.quality)
+    ]
+    if clearly:
+        # The one that is furthest ahead in cost is the one to name.
+        return Standing("dominated", min(clearly, key=lambda other: (other.cost.value, other.name)).name, ties)
+    return Standing("tied", min(better, key=lambda other: (other.cost.value, other.name)).name, ties)
+
+
+def _at_least_as_good(other: Point, point: Point, sign: float) -> bool:
+    cost, quality = point.cost.value - other.cost.value, sign * (other.quality.value - point.quality.value)
+    return cost >= 0 and quality >= 0 and (cost > 0 or quality > 0)
