@@ -8,8 +8,10 @@ import typer
 
 from compresskit.cli import _options as option
 from compresskit.cli._output import Output
+from compresskit.cli.bench_report import bench_report
 
 bench = typer.Typer(help="Compare models on this machine, in turns, with the noise shown.", no_args_is_help=True)
+bench.command("report")(bench_report)
 
 
 @bench.command()

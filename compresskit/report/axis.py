@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 LOG_FROM = 6.0
 
@@ -90,7 +91,7 @@ def tick_label(value: float, ticks: Sequence[float]) -> str:
         return "0"
     if abs(value) >= 1e6 or abs(value) < 1e-4:
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    gaps = [abs(b - a) for a, b in zip(ticks, ticks[1:], strict=False) if b != a]
+    gaps = [abs(b - a) for a, b in pairwise(ticks) if b != a]
     step = min(gaps, default=abs(value))
     digits = max(0, min(6, -math.floor(math.log10(step) + 1e-9)))
     shown = f"{value:.{digits}f}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from compresskit import __version__
 from compresskit.bench.record import Record
 from compresskit.report import sections
-from compresskit.report.bench_tables import csv_text
+from compresskit.report.bench_tables import csv_text, markdown
 from compresskit.report.content import Download, Part, Section
 from compresskit.report.embed import downloads
 from compresskit.report.environment import all_figures, environment, not_measured
@@ -50,7 +50,9 @@ def bench_page(named: Sequence[tuple[str, Record]]) -> str:
 
 
 def _downloads(name: str, record: Record, room: int) -> list[Download]:
-    safe = "".join(char if (char.isalnum() and char.isascii()) or char in "-_" else "-" for char in name)[:60].strip("-")
+    safe = "".join(char if (char.isalnum() and char.isascii()) or char in "-_" else "-" for char in name)[:60].strip(
+        "-"
+    )
     return downloads(record, safe or "record", room, lambda: csv_text([(name, record)]))
 
 
@@ -62,7 +64,12 @@ def _title(named: Sequence[tuple[str, Record]]) -> str:
 
 def part_title(view: View) -> str:
     """``int8 and 2 others against fp32``."""
-    others = [view.shown(arm, 40) for arm in view.candidates if arm.role != "baseline"]
+    first = view.record.headline.b if view.record.headline is not None else ""
+    others = [
+        view.shown(arm, 40)
+        for arm in sorted(view.candidates, key=lambda arm: arm.name != first)
+        if arm.role != "baseline"
+    ]
     against = f" against {view.shown(view.baseline, 40)}" if view.baseline is not None else ""
     total = len(others) + view.hidden
     if not others:
@@ -129,7 +136,7 @@ def headline(view: View) -> str:
     says = {
         "FASTER": f"{name} is faster: it takes {span}",
         "SLOWER": f"{name} is slower: it takes {span}",
-        "SAME": f"{name} and {base} take the same time, within {100 * view.record.plan.delta:g} %: {ratio_text(value, ci)}",
+        "SAME": f"{name} and {base} take the same time: {ratio_text(value, ci)}",
         "AMBIGUOUS": f"This run can't tell {name} from {base}: it took {span}",
         "INVALID": f"The comparison of {name} with {base} does not hold",
     }[row.verdict]
@@ -164,3 +171,10 @@ def warnings(view: View) -> list[str]:
     broken = [arm for arm in view.arms if not arm.error and any(records([step]) == [] for step in arm.steps)]
     found += [f"{view.shown(arm)}: a step of its recipe is unreadable" for arm in broken]
     return found
+
+
+def markdown_page(named: Sequence[tuple[str, Record]]) -> str:
+    """The Markdown table of each of ``named``, for a comment on a pull request."""
+    shown = named[:MOST_RECORDS]
+    views = [View(record) for _, record in shown]
+    return markdown(shown, [headline(view) for view in views], [warnings(view) for view in views])

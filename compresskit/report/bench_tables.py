@@ -11,7 +11,7 @@ from compresskit.bench.record import Arm, Record
 from compresskit.report.card import escaped
 from compresskit.report.foreign import interval, number, positive, text
 from compresskit.report.numbers import megabytes, plain_number, ratio_text, with_interval
-from compresskit.report.view import LATENCY, View
+from compresskit.report.view import View
 
 COLUMNS = (
     "record", "arm", "role", "engine", "cell", "figure", "value", "unit", "low", "high", "level", "n", "status",
@@ -38,11 +38,11 @@ def _table(view: View) -> list[str]:
     score = view.score
     quality = score.name if score is not None else "quality"
     lines = [
-        f"| model | engine | size | p50 (ms) | time over baseline's | {escaped(quality)} | verdict |",
+        f"| model | engine | size | {view.latency_label} | time over baseline's | {escaped(quality)} | verdict |",
         "|---|---|--:|--:|--:|--:|---|",
     ]
     for arm in view.arms:
-        row, p50, size = view.comparison(arm), view.metric(arm, LATENCY), view.size_of(arm)
+        row, p50, size = view.comparison(arm), view.latency(arm), view.size_of(arm)
         span = score.spans.get(arm.name) if score is not None else None
         verdict = arm.role if arm.role == "baseline" else row.verdict if row is not None else "–"
         cells = [
@@ -85,7 +85,8 @@ def _rows(record: Record) -> Iterator[tuple[object, ...]]:
     for row in record.comparisons:
         other = arms.get(row.b)
         yield (
-            row.b, other.role if other else "", other.engine if other else "", row.cell, f"ratio:{row.metric}", row.ratio,
+            row.b, other.role if other else "", other.engine if other else "", row.cell, f"ratio:{row.metric}",
+            row.ratio,
             f"time of {row.a}", *(row.ci or (None, None)), row.level, None, "derived", "", row.reason, row.verdict,
         )  # fmt: skip
 

@@ -25,12 +25,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under named columns; numbers are set right. ``closed``: behind a line that opens it."""
+    """Rows under named columns; numbers are set right.
+
+    Args:
+        closed: behind a line that opens it.
+        cards: on a telephone each row is a card, with the columns' names beside the figures.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     caption: str = ""
     closed: bool = False
+    cards: bool = False
 
 
 @dataclass(frozen=True)

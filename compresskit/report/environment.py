@@ -92,7 +92,7 @@ def not_measured(view: View) -> Section:
 
 def all_figures(view: View) -> Section:
     """Every metric of every arm and cell, closed."""
-    rows = []
+    rows: list[list[str]] = []
     for arm in view.arms:
         every = [("", arm.metrics), *((cell, arm.cells[cell]) for cell in view.cells if cell in arm.cells)]
         for cell, metrics in every:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -49,7 +50,12 @@ def with_interval(value: float | None, ci: tuple[float, float] | None, unit: str
     """``11.9 [11.6, 12.3] ms``."""
     if value is None or ci is None:
         return plain_number(value, unit)
-    shown = f"{plain_number(value)} [{plain_number(ci[0])}, {plain_number(ci[1])}]"
+    if 1e-4 <= abs(value) < 1e7:
+        # The same decimals for all three, those that the value has with four digits.
+        decimals = max(0, 3 - math.floor(math.log10(abs(value))))
+        shown = f"{value:.{decimals}f} [{ci[0]:.{decimals}f}, {ci[1]:.{decimals}f}]"
+    else:
+        shown = f"{plain_number(value)} [{plain_number(ci[0])}, {plain_number(ci[1])}]"
     return f"{shown} {unit}" if unit else shown
 
 
@@ -58,6 +64,11 @@ def ratio_text(value: float | None, ci: tuple[float, float] | None = None) -> st
     if value is None:
         return "–"
     return f"{value:.3f}" + (f" [{ci[0]:.3f}, {ci[1]:.3f}]" if ci is not None else "")
+
+
+def held(count: float) -> str:
+    """``589.8 kB``, for parts of a model: kB up to a million bytes."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def flops_text(count: float) -> str:

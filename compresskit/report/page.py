@@ -1,4 +1,4 @@
-"""One self-contained HTML page of one apply: no network, no script, everything from outside escaped."""
+"""The page of one apply: what was gained, what each step and layer did, where the rest of the bytes is."""
 
 from __future__ import annotations
 
@@ -7,42 +7,73 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from compresskit import __version__
 from compresskit.errors import DataError
 from compresskit.report.card import NOT_MEASURED
+from compresskit.report.content import Cell, Part, Section, Table, numbers, plain
+from compresskit.report.foreign import mapping, records, text
 from compresskit.report.numbers import fidelity_text, megabytes
+from compresskit.report.profiled import profile_section
+from compresskit.report.render import render
+from compresskit.report.steps import layer_section, waterfall_section
 from compresskit.report.tables import STEP_COLUMNS, step_rows, summary_rows
 
+MOST_SKIPPED = 200
 
-def apply_page(result: dict[str, Any]) -> str:
-    """HTML for ``result``, the content of report.json."""
-    environment = Environment(
-        loader=PackageLoader("compresskit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=False
-    )
-    first = max(1, result["before"]["disk_bytes"])
-    steps = [
-        {"cells": cells, "share": min(100, round(100 * step["bytes"] / first))}
-        for cells, step in zip(step_rows(result["steps"], times=True), result["steps"], strict=True)
+
+def apply_page(result: dict[str, Any], parts: object = None) -> str:
+    """HTML for ``result``, the content of report.json. ``parts``: rows of the result's profile, if there is one."""
+    before, after = result["before"]["disk_bytes"], result["after"]["disk_bytes"]
+    sections = [
+        Section("Result", "", tables=[Table(["", "source", "result", "ratio"], _summary(result), cards=True)]),
+        waterfall_section(result["steps"], before=before, after=after),
+        Section("Steps", tables=[Table(STEP_COLUMNS, plain(step_rows(result["steps"], times=True)))]),
+        _gates(result["gates"]),
+        layer_section(result["steps"]),
+        profile_section(parts),
+        _skipped(result["steps"]),
+        Section("Recipe", verbatim=yaml.safe_dump(result["recipe"], sort_keys=False, allow_unicode=True)),
+        Section("Not measured", f"{NOT_MEASURED}{'' if parts else '; the profile of the result'}."),
     ]
-    skipped = [
-        (step["method"], path or "the model", reason)
-        for step in result["steps"]
-        for path, reason in sorted(step["skipped"].items())
-    ]
-    after = result["after"]["disk_bytes"]
-    return environment.get_template("apply.html.j2").render(
-        source=result["source"],
-        headline=f"{megabytes(after)} of {megabytes(first)}, {fidelity_text(result['fidelity'])}",
-        warnings=result["warnings"],
-        summary=summary_rows(result),
-        columns=STEP_COLUMNS,
-        steps=steps,
-        gates=result["gates"],
-        skipped=skipped,
-        recipe=yaml.safe_dump(result["recipe"], sort_keys=False, allow_unicode=True),
-        not_measured=NOT_MEASURED,
+    source = text(result["source"], 120)
+    page = Part(
+        source,
+        "Every figure was measured on the saved files.",
+        f"{megabytes(after)} of {megabytes(before)}, {fidelity_text(result['fidelity'])}",
+        [text(warning) for warning in result["warnings"]],
+        [section for section in sections if section is not None],
     )
+    return render(f"compresskit: {source}", [page], footer=f"Made by compresskit {__version__}.")
+
+
+def _summary(result: dict[str, Any]) -> list[list[Cell]]:
+    return [[Cell(row[0].strip()), *numbers(*row[1:])] for row in summary_rows(result)]
+
+
+def _gates(gates: object) -> Section | None:
+    rows = [
+        [
+            Cell(text(f"{gate.get('metric')} {gate.get('gate')}", 80)),
+            Cell(f"{text(gate.get('found'), 20)} {text(gate.get('unit'), 20)}".strip(), "number"),
+            Cell("passed", "faster") if gate.get("passed") is True else Cell("missed", "slower"),
+        ]
+        for gate in records(gates)
+    ]
+    return Section("Gates", tables=[Table(["gate", "measured", "verdict"], rows)]) if rows else None
+
+
+def _skipped(steps: object) -> Section | None:
+    rows = [
+        [Cell(text(step.get("method"), 60)), Cell(text(path, 120) or "the model", "code"), Cell(text(reason))]
+        for step in records(steps)
+        for path, reason in sorted(mapping(step.get("skipped")).items())
+    ]
+    if not rows:
+        return None
+    notes = [f"{len(rows) - MOST_SKIPPED} more are not shown."] if len(rows) > MOST_SKIPPED else []
+    table = Table(["step", "site", "why"], rows[:MOST_SKIPPED], "sites left alone", closed=len(rows) > 12)
+    return Section("Left alone", tables=[table], notes=notes)
 
 
 def read_report(path: Path) -> dict[str, Any]:

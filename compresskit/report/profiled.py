@@ -10,7 +10,7 @@ from compresskit.report.charts.profile import Share, profile_bars
 from compresskit.report.content import Cell, Section, Table
 from compresskit.report.figure import figure
 from compresskit.report.foreign import number, records, text
-from compresskit.report.numbers import flops_text, megabytes, millions
+from compresskit.report.numbers import flops_text, held, millions
 
 INNER = ("attention", "ffn")
 MOST_ROWS = 26
@@ -94,36 +94,37 @@ def profile_section(parts: object, *, title: str = "Where bytes, FLOPs and time 
     if not found:
         return None
     kinds = by_kind(found)
-    drawn = found if len(found) <= MOST_ROWS else kinds
     measures = [(key, name) for key, name in _MEASURES if whole(found, key)]
     if not measures:
         return None
     totals = {key: whole(found, key) or 1.0 for key, _ in measures}
-    shares = [
-        Share(
-            line.name,
-            len(found) <= MOST_ROWS and line.kind in INNER,
-            tuple(_share(line, key, totals[key]) for key, _ in measures),
-        )
-        for line in drawn
-    ]
-    chart = figure(lambda width: profile_bars(shares, [name for _, name in measures], width))
+    names = [name for _, name in measures]
+    every = [_shares(line, totals, inner=line.kind in INNER) for line in found]
+    summed = [_shares(line, totals, inner=False) for line in kinds]
+    chart = figure(lambda width: profile_bars(summed if width < 500 or len(found) > MOST_ROWS else every, names, width))
     tables = [_table(kinds, totals, "by kind"), _table(found, totals, "part by part", closed=True)]
     return Section(
-        title, lead or "Shares of the whole model; paler bars are inside the block above them.", chart, tables
+        title,
+        lead or "Shares of the whole model. Paler bars are inside the block above them. A multiply-add is two FLOPs.",
+        chart,
+        tables,
     )
 
 
-def _share(line: Line, key: str, total: float) -> tuple[float, str] | None:
-    value = line.measure(key)
-    return None if value is None else (value / total, f"{line.name}: {_figure(key, value)}")
+def _shares(line: Line, totals: dict[str, float], *, inner: bool) -> Share:
+    values = ((line.measure(key), key, total) for key, total in totals.items())
+    return Share(
+        line.name,
+        inner,
+        tuple(None if v is None else (v / total, f"{line.name}: {_figure(key, v)}") for v, key, total in values),
+    )
 
 
 def _figure(key: str, value: float | None) -> str:
     if value is None:
         return "–"
     if key == "bytes":
-        return megabytes(int(value))
+        return held(value)
     return flops_text(value) if key == "flops" else f"{value:.3g} ms"
 
 

@@ -15,21 +15,22 @@ from compresskit.report.figure import figure
 from compresskit.report.foreign import interval, mapping, number, positive, text
 from compresskit.report.numbers import megabytes, plain_number, ratio_text, with_interval
 from compresskit.report.trade import Point, Standing, standings
-from compresskit.report.view import LATENCY, View, verdict_class
+from compresskit.report.view import View, verdict_class
 
 MOST_RATIOS = 40
 MOST_STRIPS = 12
+SAME_SIZE = 0.01
 
 
 def result(view: View) -> Section:
     """One row an arm: what a reader who reads one table needs."""
     score = view.score
     quality_name = score.name if score is not None else "quality"
-    columns = ["model", "engine", "size", "p50 ms", "time over baseline's", quality_name, "verdict"]
+    columns = ["model", "engine", "size", view.latency_label, "time over baseline's", quality_name, "verdict"]
     rows = []
     for arm in view.arms:
         row = view.comparison(arm)
-        p50 = view.metric(arm, LATENCY)
+        p50 = view.latency(arm)
         size = view.size_of(arm)
         span = score.spans.get(arm.name) if score is not None else None
         ci = None if span is None or span.low == span.high else (span.low, span.high)
@@ -47,7 +48,7 @@ def result(view: View) -> Section:
         )
     lead = "Square brackets hold 95 % intervals. "
     lead += "The control is the baseline once more: the noise of this run." if _has_control(view) else ""
-    return Section("Result", lead, tables=[Table(columns, rows, f"at {text(view.cell, 80)}")])
+    return Section("Result", lead, tables=[Table(columns, rows, f"at {text(view.cell, 80)}", cards=True)])
 
 
 def _has_control(view: View) -> bool:
@@ -70,7 +71,7 @@ def _ratio(row: Comparison | None) -> tuple[float | None, tuple[float, float] | 
 
 def trade(view: View, cost: str) -> Section:
     """Quality × ``cost`` (latency or size)."""
-    names = {"latency": "p50, ms", "size": "files to serve, MB"}
+    names = {"latency": view.latency_label, "size": "files to serve, MB"}
     title = {"latency": "Quality against latency", "size": "Quality against size"}[cost]
     score = view.score
     points = view.points(cost)
@@ -81,11 +82,13 @@ def trade(view: View, cost: str) -> Section:
             else "fewer than two models have both figures"
         )
         return Section(title, f"Not drawn: {why}.")
-    found = standings(points, higher_is_better=score.higher_is_better)
+    slack = SAME_SIZE if cost == "size" else 0.0
+    found = standings(points, higher_is_better=score.higher_is_better, slack=slack)
     quality = f"{score.name}, {score.unit}" if score.unit else score.name
 
     def describe(point: Point) -> str:
-        return f"{point.name}: {quality} {plain_number(point.quality.value)}, {names[cost]} {plain_number(point.cost.value)}"
+        shown = plain_number(point.quality.value), plain_number(point.cost.value)
+        return f"{point.name}: {quality} {shown[0]}, {names[cost]} {shown[1]}"
 
     chart = figure(
         lambda width: pareto(
@@ -99,10 +102,14 @@ def trade(view: View, cost: str) -> Section:
         )
     )
     lead = (
-        "The line joins the models worth having: none other is at least as good in both. Grey ones are dominated: another"
-        " is at least as good in both and clearly better in one. Dotted lines join what can't be told apart."
+        "The line joins the models worth having: none other is at least as good in both. Grey ones are dominated:"
+        " another is at least as good in both and clearly better in one. Dotted lines join what can't be told apart."
     )
-    lead += " The area of a circle is the size of the files." if cost == "latency" else ""
+    lead += (
+        " The area of a circle is the size of the files."
+        if cost == "latency"
+        else f" Sizes within {100 * SAME_SIZE:g} % count as equal."
+    )
     missing = len(view.candidates) - len(points)
     notes = [f"{missing} models lack one of the figures and aren't drawn."] if missing else []
     return Section(title, lead, chart, [_trade_table(points, found, quality, names[cost])], notes)
@@ -129,7 +136,7 @@ def _trade_table(points: list[Point], found: dict[str, Standing], quality: str, 
                 Cell(says, "faint" * (standing.state == "dominated") or "text"),
             ]
         )
-    return Table(["model", quality, cost, "standing"], rows)
+    return Table(["model", quality, cost, "standing"], rows, cards=True)
 
 
 def ratios(view: View) -> Section:
@@ -162,8 +169,8 @@ def ratios(view: View) -> Section:
     band = interval(view.record.env.noise.aa_ci)
     band = band if band is not None and band[0] > 0 else None
     lead = (
-        "Time over the baseline's with its interval; the shaded band is the baseline against itself, so a difference inside"
-        " it is no difference. Triangles are the guards, second estimates by what other work disturbs less."
+        "Time over the baseline's with its interval; the shaded band is the baseline against itself, so a difference"
+        " inside it is no difference. Triangles are the guards, second estimates by what other work disturbs less."
         if band
         else "Time over the baseline's with its interval. This run has no A/A control."
     )
@@ -183,17 +190,21 @@ def _ratio_table(rows: list[Comparison], view: View) -> Table:
         guards = {name: positive(guard.ratio) for name, guard in row.guards.items()}
         cells.append(
             [
-                Cell(view.shown(row.b) + (" (control)" if row.control else "")),
+                Cell(view.shown(row.b)),
                 Cell(text(row.cell, 60)),
                 Cell(ratio_text(*_ratio(row)), "number"),
                 Cell(plain_number(number(row.p)), "number"),
                 Cell(ratio_text(guards.get("wall_min")), "number"),
                 Cell(ratio_text(guards.get("cpu_time")), "number"),
                 Cell(row.verdict, verdict_class(row.verdict)),
-                Cell(("the headline; " if row.headline else "") + text(row.reason)),
+                Cell("; ".join(word for word in (_standing_of(row), text(row.reason)) if word)),
             ]
         )
-    return Table(columns, cells)
+    return Table(columns, cells, cards=True)
+
+
+def _standing_of(row: Comparison) -> str:
+    return "the headline" if row.headline else "A/A control" if row.control else ""
 
 
 def block_times(view: View) -> Section | None:
@@ -236,7 +247,8 @@ def _slices(record: Record, cell: str) -> dict[str, list[tuple[int, float, float
         if block.cell != cell:
             continue
         for part in block.slices:
-            times = [value for each in part.wall_ms if (value := positive(each)) is not None]
+            each_token = [value for row in part.token_ms for value in row]
+            times = [value for each in each_token or part.wall_ms if (value := positive(each)) is not None]
             when = number(part.started)
             if times:
                 row = (
@@ -261,18 +273,19 @@ def lengths(view: View) -> Section | None:
     curves = []
     for arm in view.candidates:
         points = sorted(
-            {
-                length: value for length, cell in best if (value := positive(view.metric(arm, LATENCY, cell).value))
-            }.items()
+            {length: value for length, cell in best if (value := positive(view.latency(arm, cell).value))}.items()
         )
         if len(points) >= 3:
             curves.append(Curve(view.shown(arm), tuple(points)))
     if not curves:
         return None
-    chart = figure(lambda width: cost_by_length(curves, width, cost="p50, ms"))
+    chart = figure(lambda width: cost_by_length(curves, width, cost=view.latency_label))
     rows = [[curve.name, plain_number(a), plain_number(b)] for curve in curves for a, b in curve.points]
     table = Table(
-        ["model", "tokens of a row", "p50 ms"], plain(rows, figures=(1, 2)), "figures of the chart", closed=True
+        ["model", "tokens of a row", view.latency_label],
+        plain(rows, figures=(1, 2)),
+        "figures of the chart",
+        closed=True,
     )
     return Section("Cost against length", "Both axes are logarithmic: the slope is the exponent.", chart, [table])
 

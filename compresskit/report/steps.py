@@ -9,7 +9,7 @@ from compresskit.report.charts.waterfall import waterfall
 from compresskit.report.content import Cell, Section, Table, plain
 from compresskit.report.figure import figure
 from compresskit.report.foreign import mapping, number, positive, records, text
-from compresskit.report.numbers import megabytes, plain_number
+from compresskit.report.numbers import held, megabytes, plain_number
 
 MOST_LAYERS = 300
 MOST_STEPS = 40
@@ -48,7 +48,9 @@ def waterfall_section(
 
 
 def _change(change: float) -> str:
-    return ("−" if change <= 0 else "+") + megabytes(int(abs(change)))
+    if not round(change):
+        return ""
+    return ("−" if change < 0 else "+") + held(abs(change))
 
 
 def step_name(step: dict[str, Any]) -> str:
@@ -68,8 +70,8 @@ def layer_section(steps: object, *, title: str = "Layer by layer") -> Section | 
     columns = ["layer", "step", "kept", "sparsity", "bits", "bytes", "error", "of"]
     lead = "Error is relative: of the weights, or of the layer's outputs on the calibration text."
     notes = [f"{hidden} layers with smaller errors are left out."] if hidden > 0 else []
-    table = Table(columns, [cells for _, cells in kept], "layers", closed=len(kept) > 30)
-    return Section(title, lead, tables=[_worst(rows), table] if len(kept) > 30 else [table], notes=notes)
+    table = Table(columns, [cells for _, cells in kept], "layers", closed=len(kept) > 12)
+    return Section(title, lead, tables=[_worst(rows), table] if len(kept) > 12 else [table], notes=notes)
 
 
 def _worst(rows: Sequence[tuple[float | None, list[Cell]]]) -> Table:
@@ -88,16 +90,14 @@ def _layers(step: dict[str, Any]) -> list[tuple[float | None, list[Cell]]]:
         error, of = _error(detail)
         sizes = detail.get("bytes")
         pair = [positive(size) for size in sizes] if isinstance(sizes, list) and len(sizes) == 2 else []
-        held = (
-            f"{megabytes(int(pair[0]))} → {megabytes(int(pair[1]))}" if len(pair) == 2 and pair[0] and pair[1] else "–"
-        )
+        sizes_text = f"{held(pair[0])} → {held(pair[1])}" if len(pair) == 2 and pair[0] and pair[1] else "–"
         cells = [
             Cell(text(path, 120) or "the model", "code"),
             Cell(step_name(step)),
             Cell(kept, "number"),
             Cell("–" if sparsity is None else f"{100 * sparsity:.1f} %", "number"),
             Cell(plain_number(positive(detail.get("bits_per_weight"))), "number"),
-            Cell(held, "number"),
+            Cell(sizes_text, "number"),
             Cell("–" if error is None else _four(error), "number"),
             Cell(of),
         ]

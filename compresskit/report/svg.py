@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -32,20 +33,16 @@ class Drawing:
         """A straight line."""
         self.add("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
-    def box(
-        self, x: float, y: float, width: float, height: float, class_: str, *, title: str = "", rx: int = 0
-    ) -> None:
+    def box(self, x: float, y: float, width: float, height: float, class_: str, *, title: str = "") -> None:
         """A rectangle; a negative or vanishing extent is drawn as a hairline."""
-        self.add(
-            "rect",
-            title=title,
-            x=x,
-            y=y,
-            width=max(width, 0.75),
-            height=max(height, 0.75),
-            class_=class_,
-            **({"rx": rx} if rx else {}),
-        )
+        shape: dict[str, Any] = {
+            "x": x,
+            "y": y,
+            "width": max(width, 0.75),
+            "height": max(height, 0.75),
+            "class_": class_,
+        }
+        self.add("rect", title=title, **shape)
 
     def words(self, x: float, y: float, text: str, class_: str = "", *, anchor: str = "start") -> None:
         """A line of text with its baseline at ``y``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 State = Literal["frontier", "tied", "dominated"]
@@ -55,9 +55,18 @@ class Standing:
     ties: tuple[str, ...] = ()
 
 
-def standings(points: Sequence[Point], *, higher_is_better: bool = True) -> dict[str, Standing]:
-    """The standing of each of ``points`` by name. Points of equal figures are all on the frontier."""
-    return {point.name: _standing(point, points, 1.0 if higher_is_better else -1.0) for point in points}
+def standings(points: Sequence[Point], *, higher_is_better: bool = True, slack: float = 0.0) -> dict[str, Standing]:
+    """The standing of each of ``points`` by name. Points of equal figures are all on the frontier.
+
+    Args:
+        slack: costs within this share of each other count as overlapping.
+    """
+    wider = [replace(point, cost=_widened(point.cost, slack / 2)) for point in points]
+    return {point.name: _standing(point, wider, 1.0 if higher_is_better else -1.0) for point in wider}
+
+
+def _widened(span: Span, share: float) -> Span:
+    return Span(span.value, span.low * (1 - share), span.high * (1 + share))
 
 
 def _standing(point: Point, points: Sequence[Point], sign: float) -> Standing:

@@ -1,4 +1,4 @@
-"""A record as the page, the Markdown table and the CSV file look at it: the arms in order, and their figures to draw."""
+"""A record as the page, the Markdown table and the CSV file look at it: arms in order, figures that can be drawn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compresskit.report.trade import Point, Span
 
 MOST_ARMS = 40
 LATENCY = "latency.p50"
-_SIZES = ("size.serve", "size.served", "size.files", "size.disk", "size.total", "size")
+_SIZES = ("size.served", "size.serve", "size.disk", "size.total", "size")
 _BYTES = {"B": 1.0, "bytes": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 _LESS_IS_BETTER = ("perplexity", "bits", "loss", "kl", "error", "nll")
 _CLOSENESS = ("parity.cosine", "parity.cosine_mean", "fidelity.cosine_mean")
@@ -62,6 +62,24 @@ class View:
         """The arm that the others are compared with, if the record names one."""
         return next((arm for arm in self.arms if arm.role == "baseline"), None)
 
+    def headline_metric(self, cell: str | None = None) -> str:
+        """What the verdict of a cell is about: the median call, or the median token where text is written."""
+        asked = self.cell if cell is None else cell
+        named = next((row.metric for row in self.record.comparisons if row.cell == asked), None)
+        if named is not None:
+            return named
+        decoding = any(each.id == asked and each.scenario == "decode" for each in self.record.plan.cells)
+        return "latency.token.p50" if decoding else LATENCY
+
+    @property
+    def latency_label(self) -> str:
+        """The headline figure's name on axes and in tables."""
+        return "p50 of a token, ms" if ".token." in self.headline_metric() else "p50, ms"
+
+    def latency(self, arm: Arm, cell: str | None = None) -> Metric:
+        """The headline figure of ``arm``."""
+        return self.metric(arm, self.headline_metric(cell), cell)
+
     @property
     def candidates(self) -> list[Arm]:
         """All arms but controls."""
@@ -94,8 +112,7 @@ class View:
     def _comparisons(self) -> dict[tuple[str, str], Comparison]:
         found: dict[tuple[str, str], Comparison] = {}
         for row in self.record.comparisons:
-            if row.metric == LATENCY:
-                found.setdefault((row.b, row.cell), row)
+            found.setdefault((row.b, row.cell), row)
         return found
 
     @cached_property
@@ -149,7 +166,7 @@ class View:
         if cost == "size":
             size = self.size_of(arm)
             return None if size is None else Span.of(size / 1e6, None)
-        metric = self.metric(arm, LATENCY)
+        metric = self.latency(arm)
         value = positive(metric.value)
         return None if value is None else Span.of(value, interval(metric.ci))
 

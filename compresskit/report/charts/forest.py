@@ -32,7 +32,7 @@ class Ratio:
 def forest(rows: Sequence[Ratio], band: tuple[float, float] | None, delta: float, width: int) -> Drawing:
     """``band``: the A/A interval. ``delta``: half-width of what counts as the same."""
     narrow = width < 500
-    row_height = 46 if narrow else 30
+    row_height = 46 if narrow else 32
     names = max(text_width(row.name) for row in rows)
     left = 10 if narrow else min(250.0, max(110.0, names + 16))
     right = 12 if narrow else 104
@@ -59,7 +59,8 @@ def forest(rows: Sequence[Ratio], band: tuple[float, float] | None, delta: float
 
 def _row(drawing: Drawing, row: Ratio, x: Axis, top: float, height: float, left: float, right: float) -> None:
     narrow = drawing.width < 500
-    y = top + height / 2 if not narrow else top + height - 13
+    drawing.line(left if narrow else 0, top + height, drawing.width - (right if narrow else 0), top + height, "grid")
+    y = top + height / 2 if not narrow else top + 29
     state = {"FASTER": "faster", "SLOWER": "slower"}.get(row.verdict, "same")
     if narrow:
         verdict = row.verdict.lower()
@@ -78,7 +79,7 @@ def _row(drawing: Drawing, row: Ratio, x: Axis, top: float, height: float, left:
             drawing.line(end, y - 4, end, y + 4, f"whisker {state}")
     for guard, value in sorted(row.guards.items()):
         at = x.at(value)
-        drawing.add("path", title=f"{guard}: {value:.3f}", d=f"M{at:.1f} {y + 3:.1f} l3.5 7 h-7 Z", class_="guard")
+        drawing.add("path", title=f"{guard}: {value:.3f}", d=f"M{at:.1f} {y + 6:.1f} l3.5 6 h-7 Z", class_="guard")
     drawing.add(
         "circle",
         title=title,

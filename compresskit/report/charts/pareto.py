@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 from compresskit.report.axis import Axis, axis_over
 from compresskit.report.figure import horizontal_axis, vertical_axis
 from compresskit.report.svg import Drawing, shortened, text_width
-from compresskit.report.trade import Point, Standing
+from compresskit.report.trade import Point, Span, Standing
 
 _TOP, _BOTTOM = 34, 46
 _LINE = 14
+_Box = tuple[float, float, float, float]
+_Piece = tuple[tuple[float, float], tuple[float, float]]
 
 
 def pareto(
@@ -45,7 +48,7 @@ def pareto(
     vertical_axis(drawing, y, left, width - right, f"{quality} ({arrow})")
     horizontal_axis(drawing, x, _TOP, height - _BOTTOM, f"{cost} (less is better)")
     radius = _radii(points, 6 if narrow else 7, 16 if narrow else 22)
-    _frontier(drawing, points, found, x, y, width - right)
+    drawing.path(_steps(points, found, x, y), "frontier-line")
     _ties(drawing, points, found, x, y)
     for point in points:
         _whiskers(drawing, point, x, y, found[point.name].state)
@@ -54,7 +57,10 @@ def pareto(
         px, py, r = places[point.name]
         state = found[point.name].state + (" base" if point.baseline else "")
         drawing.add("circle", title=describe(point), cx=px, cy=py, r=r, class_=f"dot {state}")
-    _labels(drawing, points, found, places, (left + 2, _TOP - 6, width - 2, height - _BOTTOM - 2))
+    lines = [_around(piece) for point in points for piece in _whisker_lines(point, x, y)]
+    steps = _steps(points, found, x, y)
+    lines += [_around(piece) for piece in pairwise(steps)]
+    _labels(drawing, points, found, places, lines, (left + 2, _TOP - 6, width - 2, height - _BOTTOM - 2))
     return drawing
 
 
@@ -63,7 +69,7 @@ def _spoken(point: Point, standing: Standing) -> str:
     return f"{point.name} {by[standing.state]}"
 
 
-def _ends(spans: Sequence) -> list[float]:  # type: ignore[type-arg]
+def _ends(spans: Sequence[Span]) -> list[float]:
     """Values and whiskers, but whiskers no further out than three times the range of the values."""
     values = [span.value for span in spans]
     low, high = min(values), max(values)
@@ -81,18 +87,15 @@ def _radii(points: Sequence[Point], least: float, most: float) -> dict[str, floa
     return {point.name: max(least * 0.6, most * math.sqrt((point.size or 0.0) / largest)) for point in points}
 
 
-def _frontier(
-    drawing: Drawing, points: Sequence[Point], found: Mapping[str, Standing], x: Axis, y: Axis, right: float
-) -> None:
-    """Steps: what is reached at a cost is reached at every higher one."""
+def _steps(points: Sequence[Point], found: Mapping[str, Standing], x: Axis, y: Axis) -> list[tuple[float, float]]:
+    """The frontier: what is reached at a cost is reached at every higher one."""
     edge = sorted((x.at(p.cost.value), y.at(p.quality.value)) for p in points if found[p.name].state == "frontier")
     steps: list[tuple[float, float]] = []
     for px, py in edge:
         if steps:
             steps.append((px, steps[-1][1]))
         steps.append((px, py))
-    if steps:
-        drawing.path([*steps, (right, steps[-1][1])], "frontier-line")
+    return steps
 
 
 def _ties(drawing: Drawing, points: Sequence[Point], found: Mapping[str, Standing], x: Axis, y: Axis) -> None:
@@ -105,19 +108,25 @@ def _ties(drawing: Drawing, points: Sequence[Point], found: Mapping[str, Standin
                 drawing.path(ends, "tie-line")
 
 
-def _whiskers(drawing: Drawing, point: Point, x: Axis, y: Axis, state: str) -> None:
+def _whisker_lines(point: Point, x: Axis, y: Axis) -> list[_Piece]:
     px, py = x.at(point.cost.value), y.at(point.quality.value)
-    class_ = f"whisker {state}"
-    low, high = x.at(point.cost.low), x.at(point.cost.high)
-    if high - low > 1:
-        drawing.path([(low, py), (high, py)], class_)
-        for end in (low, high):
-            drawing.line(end, py - 3, end, py + 3, class_)
-    bottom, top = y.at(point.quality.low), y.at(point.quality.high)
-    if abs(bottom - top) > 1:
-        drawing.path([(px, bottom), (px, top)], class_)
-        for end in (bottom, top):
-            drawing.line(px - 3, end, px + 3, end, class_)
+    across = ((x.at(point.cost.low), py), (x.at(point.cost.high), py))
+    upright = ((px, y.at(point.quality.low)), (px, y.at(point.quality.high)))
+    return [piece for piece in (across, upright) if math.dist(*piece) > 1]
+
+
+def _whiskers(drawing: Drawing, point: Point, x: Axis, y: Axis, state: str) -> None:
+    for start, end in _whisker_lines(point, x, y):
+        drawing.path([start, end], f"whisker {state}")
+        upright = start[0] == end[0]
+        for ex, ey in (start, end):
+            dx, dy = (3, 0) if upright else (0, 3)
+            drawing.line(ex - dx, ey - dy, ex + dx, ey + dy, f"whisker {state}")
+
+
+def _around(piece: _Piece) -> _Box:
+    (x1, y1), (x2, y2) = piece
+    return min(x1, x2) - 2, min(y1, y2) - 2, max(x1, x2) + 2, max(y1, y2) + 2
 
 
 def _labels(
@@ -125,9 +134,10 @@ def _labels(
     points: Sequence[Point],
     found: Mapping[str, Standing],
     places: Mapping[str, tuple[float, float, float]],
-    area: tuple[float, float, float, float],
+    lines: Sequence[_Box],
+    area: _Box,
 ) -> None:
-    """Names beside the points where there is room, further off with a leader, else left to the table below."""
+    """Names beside the points, off the lines where there is room; further off with a leader; else only in the table."""
     taken = [(px - r * 0.7, py - r * 0.7, px + r * 0.7, py + r * 0.7) for px, py, r in places.values()]
     order = {"frontier": 0, "tied": 1, "dominated": 2}
     room = (area[2] - area[0]) * (0.42 if drawing.width < 500 else 0.3)
@@ -136,7 +146,9 @@ def _labels(
         note = {"dominated": "dominated", "tied": "tied"}.get(found[point.name].state, "")
         width = max(text_width(name), text_width(note, 10.5))
         tall = 2 * _LINE if note else _LINE
-        place = _place(places[point.name], width, tall, taken, area)
+        at = places[point.name]
+        others = [place for key, place in places.items() if key != point.name]
+        place = _place(at, width, tall, [*taken, *lines], area, others) or _place(at, width, tall, taken, area, [])
         if place is None:
             continue
         lx, ly, leader = place
@@ -155,9 +167,11 @@ def _place(
     at: tuple[float, float, float],
     width: float,
     height: float,
-    taken: Sequence[tuple[float, float, float, float]],
-    area: tuple[float, float, float, float],
+    taken: Sequence[_Box],
+    area: _Box,
+    others: Sequence[tuple[float, float, float]],
 ) -> tuple[float, float, bool] | None:
+    """Left, top, and whether it is far off; nearer to its own dot than to any of ``others``."""
     px, py, r = at
     for step in range(6):
         gap = 4 + 14 * step
@@ -174,10 +188,18 @@ def _place(
         for lx, ly in near:
             box = (lx, ly, lx + width, ly + height)
             inside = box[0] >= area[0] and box[1] >= area[1] and box[2] <= area[2] and box[3] <= area[3]
-            if inside and not any(_overlap(box, other) for other in taken):
+            mine = _gap(box, at)
+            if inside and not any(_overlap(box, o) for o in taken) and all(_gap(box, o) > mine + 2 for o in others):
                 return lx, ly, step > 0
     return None
 
 
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+def _gap(box: _Box, dot: tuple[float, float, float]) -> float:
+    """Pixels between a box and the edge of a dot."""
+    dx = max(box[0] - dot[0], 0.0, dot[0] - box[2])
+    dy = max(box[1] - dot[1], 0.0, dot[1] - box[3])
+    return math.hypot(dx, dy) - dot[2]
+
+
+def _overlap(one: _Box, other: _Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -42,7 +42,7 @@ def trace(strips: Sequence[Strip], width: int) -> Drawing:
     for index, strip in enumerate(strips):
         top = 12 + pitch * index + (14 if narrow else 0)
         y = Axis(1 / reach, reach, top + tall - (14 if narrow else 0), top, log=True)
-        _strip(drawing, strip, x, y, left, right)
+        _strip(drawing, strip, x, y, left, right, scale=index == 0)
     for tick in x.ticks(4 if narrow else 8):
         drawing.words(x.at(tick), bottom + 14, f"{tick:g}", "tick", anchor="middle")
     drawing.line(left, bottom, width - right, bottom, "axis")
@@ -58,7 +58,7 @@ def _reach(strips: Sequence[Strip]) -> float:
     return min(4.0, max(1.1, 1.05 * factors[int(0.98 * (len(factors) - 1))]))
 
 
-def _strip(drawing: Drawing, strip: Strip, x: Axis, y: Axis, left: float, right: float) -> None:
+def _strip(drawing: Drawing, strip: Strip, x: Axis, y: Axis, left: float, right: float, *, scale: bool) -> None:
     narrow = drawing.width < 500
     top, bottom = y.end, y.start
     drawing.box(left, top, drawing.width - right - left, bottom - top, "strip")
@@ -69,9 +69,10 @@ def _strip(drawing: Drawing, strip: Strip, x: Axis, y: Axis, left: float, right:
     else:
         drawing.words(left - 12, y.at(1.0), shortened(strip.name, left - 16), "label", anchor="end")
         drawing.words(left - 12, y.at(1.0) + 14, f"{strip.median:.3g} ms", "tick", anchor="end")
-    edge = drawing.width - right + 6
-    drawing.words(edge, top + 9, f"{y.high:.2f}×", "tick")
-    drawing.words(edge, bottom - 1, f"{y.low:.2f}×", "tick")
+    if scale:
+        edge = drawing.width - right + 6
+        drawing.words(edge, top + 9, f"{y.high:.2f}×", "tick")
+        drawing.words(edge, bottom - 1, f"{y.low:.2f}×", "tick")
     for when, value, throttled in _thinned(strip):
         factor = value / strip.median
         outside = factor > y.high or factor < y.low
