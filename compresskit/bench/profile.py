@@ -1,4 +1,4 @@
-"""Where a model's bytes and milliseconds are: per table, block, attention, feed-forward network and head."""
+"""Where a model's bytes, operations and milliseconds are: per table, block, attention, feed-forward network and head."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from compresskit.bench.operations import operations
 from compresskit.core import anatomy
 from compresskit.nn.base import CompressedLayer
 
 REPETITIONS = 5
+INNER = ("attention", "ffn")
+_WHOLE = ""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Part:
         bytes: what holds them.
         layers: layer kind -> how many.
         milliseconds: CPU time of one forward spent in it, of one thread; None where it wasn't timed.
+        flops: of one forward, two a multiply-add; None without a forward.
     """
 
     path: str
@@ -37,14 +41,22 @@ class Part:
     bytes: int
     layers: dict[str, int]
     milliseconds: float | None = None
+    flops: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return asdict(self)
 
 
-def profile(model: PreTrainedModel, inputs: dict[str, torch.Tensor] | None = None) -> list[Part]:
-    """The parts of ``model`` in its order; timed if ``inputs`` are given. Parts overlap: a block holds its ffn."""
+def profile(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor] | None = None, *, timed: bool = True
+) -> list[Part]:
+    """The parts of ``model`` in its order. Parts overlap: a block holds its attention and its feed-forward network.
+
+    Args:
+        inputs: of the forward that operations are counted in; without, none are.
+        timed: also time that forward, repeated.
+    """
     body = anatomy.of(model)
     wanted: list[tuple[str, str]] = [(table.path, "embedding") for table in body.embeddings]
     for block in body.blocks:
@@ -55,17 +67,24 @@ def profile(model: PreTrainedModel, inputs: dict[str, torch.Tensor] | None = Non
         wanted.append((body.output_embedding, "head"))
     members = {part.path: (part.path, *part.members) for part in body.attentions}
     members |= {part.path: (part.path, *part.members) for part in body.ffns}
-    times = _time(model, [path for path, _ in wanted], inputs) if inputs is not None else {}
+    paths = [path for path, _ in wanted]
+    times = _time(model, [_WHOLE, *paths], inputs) if inputs is not None and timed else {}
+    counts = operations(model, inputs) if inputs is not None else None
     counted: set[int] = set()
     outer: set[int] = set()
     parts = []
     for path, kind in wanted:
-        inside = kind in ("attention", "ffn")
+        inside = kind in INNER
         parameters, held, layers = _count(model, members.get(path, (path,)), set(outer) if inside else counted)
         if not inside:
             outer = counted - {id(tensor) for tensor in model.get_submodule(path).parameters()}
-        parts.append(Part(path, kind, parameters, held, layers, times.get(path)))
+        flops = None if counts is None else _flops_in(counts, members.get(path, (path,)))
+        parts.append(Part(path, kind, parameters, held, layers, times.get(path), flops))
     rest = [tensor for tensor in model.parameters() if id(tensor) not in counted]
+    known = [part for part in parts if part.kind not in INNER]
+    left = None
+    if _WHOLE in times:
+        left = max(0.0, times[_WHOLE] - sum(part.milliseconds or 0.0 for part in known))
     parts.append(
         Part(
             "everything else",
@@ -73,9 +92,16 @@ def profile(model: PreTrainedModel, inputs: dict[str, torch.Tensor] | None = Non
             sum(tensor.numel() for tensor in rest),
             sum(tensor.numel() * tensor.element_size() for tensor in rest),
             {},
+            left,
+            None if counts is None else 2 * sum(counts.values()) - sum(part.flops or 0 for part in known),
         )
     )
     return parts
+
+
+def _flops_in(counts: dict[str, int], paths: tuple[str, ...]) -> int:
+    inside = (path for path in counts if any(path == top or path.startswith(f"{top}.") for top in paths))
+    return 2 * sum(counts[path] for path in inside)
 
 
 def _count(model: nn.Module, paths: tuple[str, ...], counted: set[int]) -> tuple[int, int, dict[str, int]]:

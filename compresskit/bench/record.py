@@ -271,7 +271,8 @@ class Block(_Part):
 
     Args:
         id: hash of models, cell, environment, replicate and number; what ``--resume`` goes by.
-        replicate: which set of processes.
+        replicate: which set of processes, as planned.
+        process: which set of processes it really was: after a resume another one; the outer level of the bootstrap.
         order: names of arms as they took their turns.
     """
 
@@ -279,6 +280,7 @@ class Block(_Part):
     cell: str
     replicate: int
     number: int
+    process: int = 0
     order: list[str]
     slices: list[Slice]
     load: float | None = Field(default=None, description="load average after the block")
@@ -317,6 +319,7 @@ class Record(_Part):
     )
     warnings: list[Notice] = []
     not_measured: list[NotMeasured] = []
+    parent_cpu_share: float | None = Field(default=None, description="CPU time of the parent over the measuring time")
 
     def arm(self, name: str) -> Arm:
         """The arm called ``name``; KeyError without one."""
