@@ -29,7 +29,9 @@ def operations(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[
     handles = []
     for path, (out, into) in shapes.items():
 
-        def seen(_module: nn.Module, _args: Any, output: torch.Tensor, path: str = path, out: int = out, into: int = into) -> None:
+        def seen(
+            _module: nn.Module, _args: Any, output: torch.Tensor, path: str = path, out: int = out, into: int = into
+        ) -> None:
             rows[path] = output.numel() // out
             found[path] = found.get(path, 0) + rows[path] * out * into
 

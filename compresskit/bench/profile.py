@@ -1,4 +1,4 @@
-"""Where a model's bytes, operations and milliseconds are: per table, block, attention, feed-forward network and head."""
+"""Where a model's bytes, operations and milliseconds are: by table, block, attention, feed-forward network, head."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from compresskit.bench.operations import operations
 from compresskit.core import anatomy
+from compresskit.core.anatomy import Anatomy
 from compresskit.nn.base import CompressedLayer
 
 REPETITIONS = 5
@@ -48,9 +49,7 @@ class Part:
         return asdict(self)
 
 
-def profile(
-    model: PreTrainedModel, inputs: dict[str, torch.Tensor] | None = None, *, timed: bool = True
-) -> list[Part]:
+def profile(model: PreTrainedModel, inputs: dict[str, torch.Tensor] | None = None, *, timed: bool = True) -> list[Part]:
     """The parts of ``model`` in its order. Parts overlap: a block holds its attention and its feed-forward network.
 
     Args:
@@ -58,45 +57,65 @@ def profile(
         timed: also time that forward, repeated.
     """
     body = anatomy.of(model)
-    wanted: list[tuple[str, str]] = [(table.path, "embedding") for table in body.embeddings]
-    for block in body.blocks:
-        wanted.append((block.path, "block"))
-        wanted += [(attention.path, "attention") for attention in block.attentions]
-        wanted += [(ffn.path, "ffn") for ffn in block.ffns]
-    if body.output_embedding is not None:
-        wanted.append((body.output_embedding, "head"))
     members = {part.path: (part.path, *part.members) for part in body.attentions}
     members |= {part.path: (part.path, *part.members) for part in body.ffns}
-    paths = [path for path, _ in wanted]
-    times = _time(model, [_WHOLE, *paths], inputs) if inputs is not None and timed else {}
+    times = _times(model, body, members, inputs) if inputs is not None and timed else {}
     counts = operations(model, inputs) if inputs is not None else None
     counted: set[int] = set()
     outer: set[int] = set()
     parts = []
-    for path, kind in wanted:
+    for path, kind in _places(body):
         inside = kind in INNER
-        parameters, held, layers = _count(model, members.get(path, (path,)), set(outer) if inside else counted)
+        held = members.get(path, (path,))
+        parameters, size, layers = _count(model, held, set(outer) if inside else counted)
         if not inside:
             outer = counted - {id(tensor) for tensor in model.get_submodule(path).parameters()}
-        flops = None if counts is None else _flops_in(counts, members.get(path, (path,)))
-        parts.append(Part(path, kind, parameters, held, layers, times.get(path), flops))
-    rest = [tensor for tensor in model.parameters() if id(tensor) not in counted]
+        flops = None if counts is None else _flops_in(counts, held)
+        parts.append(Part(path, kind, parameters, size, layers, times.get(path), flops))
+    return [*parts, _rest(model, parts, counted, times, counts)]
+
+
+def _places(body: Anatomy) -> list[tuple[str, str]]:
+    """(path, kind) of every part, in the model's order."""
+    found: list[tuple[str, str]] = [(table.path, "embedding") for table in body.embeddings]
+    for block in body.blocks:
+        found.append((block.path, "block"))
+        found += [(attention.path, "attention") for attention in block.attentions]
+        found += [(ffn.path, "ffn") for ffn in block.ffns]
+    return found if body.output_embedding is None else [*found, (body.output_embedding, "head")]
+
+
+def _rest(
+    model: PreTrainedModel,
+    parts: list[Part],
+    counted: set[int],
+    times: dict[str, float],
+    counts: dict[str, int] | None,
+) -> Part:
+    """What is in no part."""
+    left = [tensor for tensor in model.parameters() if id(tensor) not in counted]
     known = [part for part in parts if part.kind not in INNER]
-    left = None
-    if _WHOLE in times:
-        left = max(0.0, times[_WHOLE] - sum(part.milliseconds or 0.0 for part in known))
-    parts.append(
-        Part(
-            "everything else",
-            "other",
-            sum(tensor.numel() for tensor in rest),
-            sum(tensor.numel() * tensor.element_size() for tensor in rest),
-            {},
-            left,
-            None if counts is None else 2 * sum(counts.values()) - sum(part.flops or 0 for part in known),
-        )
+    spent = sum(part.milliseconds or 0.0 for part in known)
+    return Part(
+        "everything else",
+        "other",
+        sum(tensor.numel() for tensor in left),
+        sum(tensor.numel() * tensor.element_size() for tensor in left),
+        {},
+        max(0.0, times[_WHOLE] - spent) if times else None,
+        None if counts is None else 2 * sum(counts.values()) - sum(part.flops or 0 for part in known),
     )
-    return parts
+
+
+def _times(
+    model: PreTrainedModel, body: Anatomy, members: dict[str, tuple[str, ...]], inputs: dict[str, torch.Tensor]
+) -> dict[str, float]:
+    """Milliseconds by path. The matrix that ends a part may lie outside of its module, as BERT's do: it is added."""
+    paths = [path for path, _ in _places(body)]
+    outside = {path: [name for name in held if not f"{name}.".startswith(f"{path}.")] for path, held in members.items()}
+    watched = dict.fromkeys([_WHOLE, *paths, *(name for names in outside.values() for name in names)])
+    spent = _time(model, list(watched), inputs)
+    return {path: found + sum(spent.get(name, 0.0) for name in outside.get(path, ())) for path, found in spent.items()}
 
 
 def _flops_in(counts: dict[str, int], paths: tuple[str, ...]) -> int:

@@ -16,12 +16,20 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="the HTML file; default: report.html here")
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile/--no-profile", help="load the result and show where its bytes and time are")
+    ] = True,
     json: option.Json = False,
 ) -> None:
     """Write one self-contained HTML page of what an apply did, measured."""
     from compresskit.report.page import apply_page, read_report
 
     content = read_report(folder)
+    parts = None
+    if profile and folder.is_dir():
+        from compresskit import pipeline
+
+        parts = [part.to_dict() for part in pipeline.inspect(folder).parts]
     target = output or Path("report.html")
-    target.write_text(apply_page(content), encoding="utf-8")
+    target.write_text(apply_page(content, parts), encoding="utf-8")
     Output(json=json).result({"page": str(target), "bytes": target.stat().st_size}, f"written to {target}")

@@ -57,9 +57,7 @@ def inspect(
     """
     source = open_source(model)
     loaded = source.load_model()
-    inputs = None
-    if timed:
-        inputs = dict(random_batches(loaded, samples=batch, max_length=length, batch_size=batch, seed=0)[0])
+    inputs = dict(random_batches(loaded, samples=batch, max_length=length, batch_size=batch, seed=0)[0])
     layout = read_layout(loaded)
     size = size_of(loaded)
     matches = None
@@ -74,6 +72,6 @@ def inspect(
         source.disk_bytes,
         not layout,
         layout,
-        profile(loaded, inputs),
+        profile(loaded, inputs, timed=timed),
         matches,
     )

@@ -93,7 +93,7 @@ def _layers(step: dict[str, Any]) -> list[tuple[float | None, list[Cell]]]:
         sizes_text = f"{held(pair[0])} → {held(pair[1])}" if len(pair) == 2 and pair[0] and pair[1] else "–"
         cells = [
             Cell(text(path, 120) or "the model", "code"),
-            Cell(step_name(step)),
+            Cell(text(step.get("method"), 50)),
             Cell(kept, "number"),
             Cell("–" if sparsity is None else f"{100 * sparsity:.1f} %", "number"),
             Cell(plain_number(positive(detail.get("bits_per_weight"))), "number"),

@@ -13,7 +13,7 @@ def waterfall(levels: Sequence[tuple[str, float]], width: int) -> Drawing:
     """``levels``: (name, bytes) of the source, after each step, and of the result. One row each."""
     narrow = width < 500
     row_height = 44 if narrow else 30
-    left = 8.0 if narrow else min(240.0, max(text_width(name) for name, _ in levels) + 20)
+    left = 8.0 if narrow else min(300.0, max(text_width(name) for name, _ in levels) + 20)
     right = 12.0 if narrow else 150.0
     spoken = "; ".join(f"{name} {megabytes(int(size))}" for name, size in levels)
     drawing = Drawing(width, 10 + row_height * len(levels) + 6, f"Size after each step: {spoken}")
