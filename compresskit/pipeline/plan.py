@@ -20,6 +20,7 @@ from compresskit.core.targets import Resolution, candidates, resolve
 from compresskit.errors import DataError, RecipeError, UsageError
 from compresskit.pipeline.ledger import size_of
 from compresskit.recipe import Recipe
+from compresskit.tasks.data import exists
 
 PLAN_VERSION = 1
 
@@ -145,9 +146,9 @@ def _check_files(recipe: Recipe) -> None:
     if recipe.data is not None:
         named |= {"data.train": recipe.data.train, "data.dev": recipe.data.dev}
     if recipe.evaluate is not None:
-        named["evaluate"] = recipe.evaluate.data
+        named |= {"evaluate": recipe.evaluate.data, "evaluate.train": recipe.evaluate.train}
     for key, name in named.items():
-        if name is not None and not Path(name).exists():
+        if name is not None and not exists(name):
             raise DataError(
                 "CK-D001", "there is no such data file", where=f"{key}: {name}", fix="check the path, from this folder"
             )

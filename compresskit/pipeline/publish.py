@@ -23,7 +23,7 @@ from compresskit.pipeline.data import RunData
 from compresskit.pipeline.quality import measure_quality
 from compresskit.pipeline.result import Result
 from compresskit.recipe import Recipe
-from compresskit.recipe.gates import Measured, check_gates
+from compresskit.recipe.gates import Kind, Measured, check_gates
 from compresskit.report.card import model_card
 from compresskit.tasks.fidelity import Reference
 
@@ -95,7 +95,9 @@ def _measured(result: Result, source: Source, folder: Path, recipe: Recipe) -> d
         "quality": Measured(kept, 1.0, "fraction"),
     }
     if result.quality is not None:
-        measured["quality"] = Measured(result.quality["after"], result.quality["before"], "points")
+        # Perplexity is no score of 100: gates on it are in x, % or abs.
+        kind: Kind = "points" if result.quality["unit"] == "points" else "plain"
+        measured["quality"] = Measured(result.quality["after"], result.quality["before"], kind)
     if any(gate.metric == "latency.p50" for gate in recipe.gates):
         rows = compare([str(source.path), str(folder)])
         measured["latency.p50"] = Measured(rows[1].p50_ms / 1e3, rows[0].p50_ms / 1e3, "seconds")

@@ -12,7 +12,10 @@ from compresskit.tasks import measure
 
 
 def measure_quality(recipe: Recipe, source: Source, folder: Path) -> dict[str, Any] | None:
-    """``metric``, ``before``, ``after`` (points of 100), the number of ``rows``; None without `evaluate`."""
+    """``metric``, ``before`` and ``after`` in ``unit`` (``points`` of 100, or nothing), ``rows`` and so on.
+
+    None without `evaluate`.
+    """
     settings = recipe.evaluate
     if settings is None:
         return None
@@ -20,4 +23,12 @@ def measure_quality(recipe: Recipe, source: Source, folder: Path) -> dict[str, A
     pooling = source.sentence_transformer
     before = measure(source.load_model(), tokenizer, settings, pooling)
     after = measure(load_model(folder), tokenizer, settings, pooling)
-    return {"metric": before.metric, "rows": before.rows, "before": before.value, "after": after.value}
+    return {
+        "metric": before.metric,
+        "unit": before.unit,
+        "higher_is_better": before.higher_is_better,
+        "rows": before.rows,
+        "before": before.value,
+        "after": after.value,
+        "details": dict(after.details),
+    }

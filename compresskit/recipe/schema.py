@@ -48,6 +48,10 @@ class Evaluation(Section):
     task: str = Field(min_length=1, description="a task of compresskit.tasks")
     data: str | None = Field(None, description="file of examples")
     samples: int | None = Field(None, ge=1, description="use the first so many examples")
+    train: str | None = Field(None, min_length=1, description="classification without a head: file to train a probe on")
+    train_samples: int | None = Field(None, ge=2, description="use the first so many of its examples")
+    max_length: int | None = Field(None, ge=2, le=131_072, description="tokens of a text, or of a window")
+    stride: int | None = Field(None, ge=1, le=131_072, description="language modelling: from one window to the next")
 
 
 class OnnxExport(Section):

@@ -1,6 +1,8 @@
 """Semantic similarity of sentence pairs: does the cosine of two embeddings rank pairs as people do?
 
 The data set STS-B is such a file: ``score``, ``sentence1``, ``sentence2``. Nothing is trained.
+
+Shapes: N pairs, R resamples, M different sentences, D embedding size.
 """
 
 from __future__ import annotations
@@ -8,23 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import numpy as np
 
-from compresskit.calibrate.batches import collate, encode, padding
-from compresskit.calibrate.outputs import output_kind
-from compresskit.calibrate.sources import read_records, require_text
+from compresskit.calibrate.sources import require_text
 from compresskit.errors import DataError, UsageError
-from compresskit.tasks.fidelity import outputs
+from compresskit.tasks.data import records
+from compresskit.tasks.embedding import embeddable, embedding_reduction, unit_length
 from compresskit.tasks.scores import Score
+from compresskit.tasks.workload import Arrays, Facts, Options, Task, Workload, fill_of, padded, rows_of_texts
 
 COLUMNS = ("score", "sentence1", "sentence2")
 
 
-def read_pairs(path: Path, samples: int | None = None) -> tuple[list[float], list[str], list[str]]:
+def read_pairs(path: str | Path, samples: int | None = None) -> tuple[list[float], list[str], list[str]]:
     """Scores, first and second sentences of the first ``samples`` rows.
 
     Raises:
@@ -32,7 +33,7 @@ def read_pairs(path: Path, samples: int | None = None) -> tuple[list[float], lis
     """
     scores: list[float] = []
     pairs: tuple[list[str], list[str]] = ([], [])
-    for place, record in read_records(path):
+    for place, record in records(path):
         if isinstance(record, str) or not set(COLUMNS) <= set(record):
             there = "none" if isinstance(record, str) else ", ".join(record)
             raise DataError(
@@ -61,62 +62,71 @@ def _number(value: Any, where: str) -> float:
     return number
 
 
-def similarity(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    data: Path,
-    *,
-    samples: int | None = None,
-    sentence_transformer: Any = None,
-    batch_size: int = 32,
-) -> Score:
-    """Spearman's rank correlation (x 100) of cosine and human score, Pearson's beside it.
-
-    Raises:
-        DataError: the file doesn't fit; CK-D021, if the model gives no embeddings.
-        UsageError: CK-U020, if scipy isn't installed.
-    """
+def _scipy_stats() -> ModuleType:
     try:
-        from scipy.stats import pearsonr, spearmanr
+        import scipy.stats
     except ImportError as error:
         raise UsageError(
             "CK-U020", "the task `sts` needs scipy", why=str(error), fix="pip install 'compresskit[tasks]'"
         ) from error
-    if output_kind(model) != "embedding":
-        raise DataError(
-            "CK-D021",
-            f"the task `sts` compares embeddings, and {type(model).__name__} gives none",
-            fix="evaluate the base model, or another task",
+    found: ModuleType = scipy.stats
+    return found
+
+
+class Similarity(Task):
+    """Spearman's rank correlation (x 100) of cosine and human score, Pearson's beside it.
+
+    Equal sentences are run once. ``statistics`` are the human score and the cosine of each pair.
+    """
+
+    name = "sts"
+    metric = "spearman"
+
+    def prepare(self, data: str | Path, tokenizer: Any, facts: Facts, options: Options) -> Workload:
+        if not embeddable(facts):
+            raise self._refuse_model(facts, "embeddings", "evaluate the base model, or another task")
+        _scipy_stats()
+        scores, first, second = read_pairs(data, options.samples)
+        if len(set(scores)) == 1:
+            raise _all_alike(str(data))
+        unique = list(dict.fromkeys([*first, *second]))
+        rows = rows_of_texts(unique, tokenizer, facts, options.max_length or facts.longest_text)
+        batches, order = padded(rows, options.batch_size, fill_of(tokenizer))
+        places = {text: place for place, text in enumerate(unique)}
+        reference = {
+            "gold": np.array(scores),
+            "first": np.array([places[text] for text in first]),
+            "second": np.array([places[text] for text in second]),
+        }
+        return Workload(self.name, batches, embedding_reduction(facts), order, reference, len(scores), str(data))
+
+    def score(self, workload: Workload, outputs: Sequence[Arrays]) -> Score:
+        stats, reference = _scipy_stats(), workload.reference
+        vectors = workload.rows_of(outputs, "embedding").astype(np.float64)
+        unit = unit_length(vectors)
+        cosines = (unit[reference["first"]] * unit[reference["second"]]).sum(-1)
+        if cosines.std() == 0:
+            raise _all_alike(workload.data)
+        gold = reference["gold"]
+        return Score(
+            self.metric,
+            100 * float(stats.spearmanr(gold, cosines).statistic),
+            workload.rows,
+            {"pearson": 100 * float(stats.pearsonr(gold, cosines).statistic)},
+            task=self.name,
+            scores=cosines,
+            statistics=np.stack([gold, cosines], axis=1),
+            columns=("gold", "cosine"),
+            vectors=vectors,
         )
-    scores, first, second = read_pairs(data, samples)
-    vectors = embed(model, tokenizer, [*first, *second], sentence_transformer, batch_size)
-    left, right = vectors[: len(first)], vectors[len(first) :]
-    cosines = torch.nn.functional.cosine_similarity(left.double(), right.double()).numpy()
-    if cosines.std() == 0 or len(set(scores)) == 1:
-        raise DataError("CK-D003", "all pairs score alike: there is nothing to rank", where=str(data))
-    value = 100 * float(spearmanr(scores, cosines).statistic)
-    return Score("spearman", value, len(scores), {"pearson": 100 * float(pearsonr(scores, cosines).statistic)})
+
+    def values(self, statistics: np.ndarray, picks: np.ndarray) -> np.ndarray:
+        """Spearman's correlation of each resample: Pearson's of the ranks that values have within it."""
+        ranks = [_scipy_stats().rankdata(statistics[:, column][picks], axis=1) for column in (0, 1)]
+        left, right = (rank - rank.mean(1, keepdims=True) for rank in ranks)
+        found: np.ndarray = 100 * (left * right).sum(1) / np.sqrt((left**2).sum(1) * (right**2).sum(1))
+        return found
 
 
-def embed(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    texts: Sequence[str],
-    sentence_transformer: Any = None,
-    batch_size: int = 32,
-    max_length: int = 256,
-) -> Tensor:
-    """Embeddings of ``texts`` in their order, (N, D) float32. Equal texts are run once, similar lengths together."""
-    unique = list(dict.fromkeys(texts))
-    rows = encode(unique, tokenizer, model, max_length)
-    if len(rows) != len(unique):
-        raise DataError("CK-D005", "some sentences give no token", fix="remove empty rows")
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
-    fill = padding(tokenizer)
-    batches = [
-        collate([rows[index] for index in order[start : start + batch_size]], fill)
-        for start in range(0, len(order), batch_size)
-    ]
-    found = torch.cat(outputs(model, batches, sentence_transformer=sentence_transformer))
-    places = {unique[index]: place for place, index in enumerate(order)}
-    return found[[places[text] for text in texts]]
+def _all_alike(where: str) -> DataError:
+    return DataError("CK-D003", "all pairs score alike: there is nothing to rank", where=where, fix="give other rows")
