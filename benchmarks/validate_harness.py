@@ -97,6 +97,7 @@ def one_run(models: tuple[Path, Path], seed: int, profile: str) -> dict[str, Any
         "guards": {name: [guard.ratio, *(guard.ci or ())] for name, guard in row.guards.items()},
         "verdict": row.verdict,
         "reason": row.reason,
+        "decided_by": row.decided_by,
         "aa_ci": list(record.env.noise.aa_ci or ()),
         "blocks": len(record.blocks),
         "load": record.blocks[-1].load,
@@ -124,6 +125,8 @@ def summary(rows: list[dict[str, Any]], wanted: dict[str, int]) -> dict[str, Any
         if runs:
             seconds = sorted(row["seconds"] for row in rows if row["kind"] == kind)
             found[kind] = {"runs": runs, "verdicts": dict(verdicts), "median_seconds": seconds[runs // 2]}
+    if rows:
+        found["largest_parent_cpu_share"] = round(max(row["parent_cpu_share"] for row in rows), 4)
     if "itself" in found:
         part = found["itself"]
         part["wrong"] = part["verdicts"].get("FASTER", 0) + part["verdicts"].get("SLOWER", 0)
@@ -163,9 +166,7 @@ def main() -> None:
                     rows.append(row)
                     with journal.open("a", encoding="utf-8") as stream:
                         stream.write(json.dumps(row) + "\n")
-                    print(
-                        kind, number, row["verdict"], [round(edge, 3) for edge in row["ci"]], row["reason"], flush=True
-                    )
+                    print(kind, number, row["verdict"], row["guards"]["cpu_time"], row["reason"], flush=True)
     environment = capture(device="cpu").model_dump(mode="json")
     content = {
         "what": "headline verdicts of quick runs with a busy loop on every core",

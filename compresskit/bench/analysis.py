@@ -1,43 +1,21 @@
-"""From raw blocks to figures and verdicts: pure functions, so that every number can be computed anew from a record."""
+"""From raw blocks to figures: pure functions, so that every number can be computed anew from a record."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compresskit.bench.record import Block, Cell, Comparison, Guard, Metric, Noise, Slice, unavailable
-from compresskit.bench.verdict import Evidence, beyond_noise, judge
-from compresskit.numerics.statistics import (
-    RESAMPLES,
-    bootstrap_p,
-    grouped_midmean,
-    hierarchical_bootstrap,
-    holm,
-    interval,
-    least_samples,
-    quantile,
-    quantile_interval,
-)
+from compresskit.bench.record import Block, Cell, Metric, Slice, unavailable
+from compresskit.numerics.statistics import least_samples, quantile, quantile_interval
 
 SAFETY = 0.99
 """How surely enough samples for a percentile must be there."""
 
 _QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How to compute: as in the plan."""
-
-    level: float = 0.95
-    delta: float = 0.02
-    seed: int = 0
-    resamples: int = RESAMPLES
 
 
 def slices_of(blocks: Iterable[Block], cell: str, arm: str) -> list[Slice]:
@@ -132,6 +110,12 @@ def log_ratios(blocks: Sequence[Block], cell: str, a: str, b: str, statistic: St
     return [np.array(groups[key]) for key in sorted(groups)]
 
 
+def disturbed_share(blocks: Sequence[Block], cell: str, arms: Sequence[str]) -> float:
+    """Share of samples of ``arms`` that other processes interrupted."""
+    flags = np.concatenate([_joined(slices_of(blocks, cell, arm), "flags") for arm in arms])
+    return float((flags > 0).mean()) if len(flags) else 0.0
+
+
 def headline_statistic(cell: Cell) -> tuple[str, Statistic]:
     """What a cell's verdict is about: the median call, or the median token where text is written."""
     if cell.scenario == "decode":
@@ -147,116 +131,3 @@ def guard_statistics(cell: Cell, *, device: str) -> dict[str, Statistic]:
     elif cell.threads == 1:
         found["cpu_time"] = lambda slices: float(np.median(_joined(slices, "cpu_ms")))
     return found
-
-
-@dataclass(frozen=True)
-class _Row:
-    cell: Cell
-    arm: str
-    metric: str
-    ratio: float
-    draws: Floats
-    blocks: int
-    guards: dict[str, Guard]
-
-
-def compare_arms(
-    blocks: Sequence[Block],
-    cells: Sequence[Cell],
-    baseline: str,
-    control: str | None,
-    others: Sequence[str],
-    *,
-    headline: str,
-    device: str = "cpu",
-    rules: Rules = Rules(),
-) -> tuple[list[Comparison], Noise]:
-    """Every other arm against ``baseline`` in every cell, the control first, and the noise of the headline's cell.
-
-    The headline is the first of ``others`` in the cell ``headline``; the p-values of all other rows are adjusted by
-    Holm, the control's aside.
-    """
-    rows = [
-        row
-        for cell in cells
-        for arm in ([control] if control else []) + list(others)
-        if (row := _row(blocks, cell, baseline, arm, device, rules)) is not None
-    ]
-    noise = {row.cell.id: _ratios(interval(row.draws, rules.level)) for row in rows if row.arm == control}
-    first = next((row for row in rows if row.cell.id == headline and row.arm in others[:1]), None)
-    corrected = [row for row in rows if row is not first and row.arm != control]
-    adjusted = dict(zip(map(id, corrected), holm([bootstrap_p(row.draws) for row in corrected]), strict=True))
-    found = [
-        _comparison(
-            row, baseline, noise.get(row.cell.id), adjusted.get(id(row)), row is first, row.arm == control, rules
-        )
-        for row in rows
-    ]
-    return found, _noise(found, headline)
-
-
-def _row(blocks: Sequence[Block], cell: Cell, a: str, b: str, device: str, rules: Rules) -> _Row | None:
-    name, statistic = headline_statistic(cell)
-    groups = log_ratios(blocks, cell.id, a, b, statistic)
-    if not groups:
-        return None
-    guards = {}
-    for guard, second in guard_statistics(cell, device=device).items():
-        values = log_ratios(blocks, cell.id, a, b, second)
-        draws = hierarchical_bootstrap(values, resamples=rules.resamples, seed=rules.seed)
-        guards[guard] = Guard(ratio=math.exp(grouped_midmean(values)), ci=_ratios(interval(draws, rules.level)))
-    draws = hierarchical_bootstrap(groups, resamples=rules.resamples, seed=rules.seed)
-    count = sum(len(group) for group in groups)
-    return _Row(cell, b, name, math.exp(grouped_midmean(groups)), draws, count, guards)
-
-
-def _comparison(
-    row: _Row,
-    baseline: str,
-    noise: tuple[float, float] | None,
-    adjusted: float | None,
-    headline: bool,
-    control: bool,
-    rules: Rules,
-) -> Comparison:
-    ci = _ratios(interval(row.draws, rules.level))
-    raw = bootstrap_p(row.draws)
-    p = raw if adjusted is None else adjusted
-    verdict, reason = judge(
-        Evidence(
-            row.ratio, ci, row.blocks, p, row.guards, None if control else noise, delta=rules.delta, level=rules.level
-        )
-    )
-    return Comparison(
-        a=baseline,
-        b=row.arm,
-        cell=row.cell.id,
-        metric=row.metric,
-        ratio=row.ratio,
-        ci=ci,
-        level=rules.level,
-        p=p,
-        p_raw=raw,
-        guards=row.guards,
-        verdict=verdict,
-        reason=reason,
-        headline=headline,
-        control=control,
-        beyond_noise=None if control else beyond_noise(row.ratio, noise),
-    )
-
-
-def _noise(rows: Sequence[Comparison], headline: str) -> Noise:
-    control = next((row for row in rows if row.control and row.cell == headline), None)
-    if control is None or control.ci is None:
-        return Noise(fit="unknown", reasons=["the baseline was not measured against itself"])
-    widest = max(abs(math.log(edge)) for edge in control.ci)
-    fit = "good" if widest < math.log(1.02) else "fair" if widest < math.log(1.05) else "poor"
-    reasons = (
-        [] if fit == "good" else [f"the baseline differs from itself by up to {100 * (math.exp(widest) - 1):.1f} %"]
-    )
-    return Noise(aa_ratio=control.ratio, aa_ci=control.ci, fit=fit, reasons=reasons)
-
-
-def _ratios(logs: tuple[float, float]) -> tuple[float, float]:
-    return math.exp(logs[0]), math.exp(logs[1])

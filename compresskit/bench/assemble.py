@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from compresskit import __version__
-from compresskit.bench.analysis import Rules, compare_arms, metrics_of
+from compresskit.bench.analysis import metrics_of
+from compresskit.bench.comparisons import Rules, compare_arms
 from compresskit.bench.journal import Journal
 from compresskit.bench.prepare import Prepared
 from compresskit.bench.record import (

@@ -221,6 +221,7 @@ class Comparison(_Part):
         p: two-sided, adjusted by Holm over all rows but the headline; ``p_raw`` without that.
         guards: wall_min, cpu_time.
         beyond_noise: the gain is larger than what the control showed.
+        decided_by: whose interval the verdict goes by: wall, or cpu_time where the wall clock was disturbed.
     """
 
     a: str
@@ -238,6 +239,7 @@ class Comparison(_Part):
     headline: bool = False
     control: bool = False
     beyond_noise: bool | None = None
+    decided_by: str = "wall"
 
 
 class Slice(_Part):

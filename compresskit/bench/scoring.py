@@ -25,7 +25,15 @@ def score_arms(prepared: Prepared, workers: WorkerSet, journal: Journal) -> None
     options, baseline = prepared.options, prepared.arms[prepared.baseline]
     if options.task is None or options.data is None:
         return
-    workload = quality.prepare(options.task, options.data, prepared.tokenizer, options.samples, **_more(prepared))
+    workload = quality.prepare(
+        options.task,
+        options.data,
+        prepared.tokenizer,
+        options.samples,
+        config=baseline.config,
+        folder=baseline.tokenizer,
+        **options.task_options,
+    )
     file = prepared.scratch / "task.npz"
     write_batches(file, workload.batches)
     reference: Any = None
@@ -61,7 +69,3 @@ def read_outputs(folder: Path, count: int) -> list[dict[str, np.ndarray]]:
 
 def _failed(task: str, why: str) -> dict[str, Any]:
     return {"task": task, "metric": "", "status": "unavailable", "reason": why}
-
-
-def _more(prepared: Prepared) -> dict[str, Any]:
-    return dict(prepared.options.task_options)
