@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from compresskit import __version__
 from compresskit.bench.record import Record
@@ -30,20 +31,24 @@ def bench_page(named: Sequence[tuple[str, Record]]) -> str:
     fewer details of each record.
     """
     shown = list(named[:MOST_RECORDS])
-    title = _title(shown)
     footer = f"Made by compresskit {__version__}. This page loads nothing and runs no script."
-    for detailed in (_MOST_DETAILED, 1, 0):
+    detailed = _MOST_DETAILED
+    while True:
         parts = [_part(name, record, detailed) for name, record in shown]
-        if len(named) > len(shown):
-            extra = f"{len(named) - len(shown)} records more were given; a page shows {MOST_RECORDS}."
-            parts[0] = Part(**{**vars(parts[0]), "warnings": [extra, *parts[0].warnings]})
-        page = render(title, parts, footer=footer)
-        room = MOST_BYTES - _MARGIN - len(page.encode())
-        if room > 0:
+        left_out = len(named) - len(shown)
+        if left_out:
+            notice = f"{left_out} records more were given than fit on a page: make one of them."
+            parts[0] = replace(parts[0], warnings=[notice, *parts[0].warnings])
+        title = _title(shown)
+        room = MOST_BYTES - _MARGIN - len(render(title, parts, footer=footer).encode())
+        if room > 0 or (detailed == 0 and len(shown) == 1):
             break
+        if detailed == 0:
+            shown = shown[: -(-2 * len(shown) // 3)]
+        detailed = detailed // 6
     each = max(0, room) // len(parts)
     full = [
-        Part(**{**vars(part), "downloads": _downloads(name, record, each)})
+        replace(part, downloads=_downloads(name, record, each))
         for part, (name, record) in zip(parts, shown, strict=True)
     ]
     return render(title, full, footer=footer)
@@ -66,14 +71,12 @@ def part_title(view: View) -> str:
     """``int8 and 2 others against fp32``."""
     first = view.record.headline.b if view.record.headline is not None else ""
     others = [
-        view.shown(arm, 40)
-        for arm in sorted(view.candidates, key=lambda arm: arm.name != first)
-        if arm.role != "baseline"
+        view.shown(arm) for arm in sorted(view.candidates, key=lambda arm: arm.name != first) if arm.role != "baseline"
     ]
-    against = f" against {view.shown(view.baseline, 40)}" if view.baseline is not None else ""
+    against = f" against {view.shown(view.baseline)}" if view.baseline is not None else ""
     total = len(others) + view.hidden
     if not others:
-        return f"Benchmark of {view.shown(view.baseline, 40)}" if view.baseline is not None else "Benchmark"
+        return f"Benchmark of {view.shown(view.baseline)}" if view.baseline is not None else "Benchmark"
     more = f" and {total - 1} other{'s' if total > 2 else ''}" if total > 1 else ""
     return f"{others[0]}{more}{against}"
 
@@ -85,7 +88,7 @@ def _part(name: str, record: Record, detailed: int) -> Part:
         sections.trade(view, "latency"),
         sections.trade(view, "size"),
         sections.ratios(view),
-        sections.block_times(view),
+        sections.block_times(view) if detailed else None,
         sections.lengths(view),
         sections.precision_and_recall(view),
         *_by_arm(view, detailed),

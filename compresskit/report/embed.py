@@ -23,9 +23,8 @@ def downloads(record: Record, name: str, room: int, csv: Callable[[], str]) -> l
     """
     made = [_json(record, name, room)]
     left = room - len(made[0].href)
-    rows = csv()
-    link = _link("text/csv;charset=utf-8", rows.encode())
-    if len(link) <= left:
+    link = _link("text/csv;charset=utf-8", csv().encode()) if len(record.arms) <= _MOST_ARMS else ""
+    if link and len(link) <= left:
         made.append(Download(f"{name}.csv", link, "every figure, a row each"))
     return made
 

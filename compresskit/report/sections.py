@@ -142,12 +142,12 @@ def _trade_table(points: list[Point], found: dict[str, Standing], quality: str, 
 def ratios(view: View) -> Section:
     """The forest of all comparisons of latency."""
     known = {arm.name for arm in view.arms}
-    rows = []
+    rows: list[tuple[Ratio, Comparison]] = []
     undrawn = 0
     ordered = sorted(view.record.comparisons, key=lambda row: (not row.headline, row.cell != view.cell))
     for row in ordered:
         value = positive(row.ratio)
-        if value is None or row.b not in known:
+        if value is None or row.b not in known or len(rows) >= MOST_RATIOS:
             undrawn += 1
             continue
         guards = {text(name, 30): g for name, guard in row.guards.items() if (g := positive(guard.ratio)) is not None}
@@ -162,8 +162,6 @@ def ratios(view: View) -> Section:
                 row,
             )
         )
-    hidden = max(0, len(rows) - MOST_RATIOS)
-    rows = rows[:MOST_RATIOS]
     if not rows:
         return Section("Ratios to the baseline", "Not drawn: nothing was compared.")
     band = interval(view.record.env.noise.aa_ci)
@@ -178,8 +176,8 @@ def ratios(view: View) -> Section:
     delta = min(0.5, abs(view.record.plan.delta)) if number(view.record.plan.delta) is not None else 0.02
     chart = figure(lambda width: forest(drawn, band, delta, width))
     notes = []
-    if hidden or undrawn:
-        notes.append(f"{hidden + undrawn} comparisons more are not drawn; the CSV file has them all.")
+    if undrawn:
+        notes.append(f"{undrawn} comparisons more are not drawn; the CSV file has them all.")
     return Section("Ratios to the baseline", lead, chart, [_ratio_table([row for _, row in rows], view)], notes)
 
 

@@ -70,7 +70,7 @@ def text_width(text: str, size: float = FONT) -> float:
 
 def shortened(text: str, width: float, size: float = FONT) -> str:
     """``text``, with its middle left out where it is wider than ``width``: names differ at both ends."""
-    room = int(width / (_EM * size))
+    room = max(1, int(width / (_EM * size)))
     if len(text) <= room:
         return text
     if room < 5:

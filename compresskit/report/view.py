@@ -11,6 +11,7 @@ from compresskit.report.foreign import number as finite
 from compresskit.report.trade import Point, Span
 
 MOST_ARMS = 40
+MOST_NAME = 48
 LATENCY = "latency.p50"
 _SIZES = ("size.served", "size.serve", "size.disk", "size.total", "size")
 _BYTES = {"B": 1.0, "bytes": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
@@ -40,7 +41,8 @@ class View:
                 break
         self.arms = list(names.values())
         self.hidden = len(record.arms) - len(self.arms)
-        self._by_name = names
+        self._names = _unique([text(arm.name, MOST_NAME) for arm in self.arms])
+        self._shown = dict(zip((arm.name for arm in self.arms), self._names, strict=True))
 
     @cached_property
     def cell(self) -> str:
@@ -85,9 +87,10 @@ class View:
         """All arms but controls."""
         return [arm for arm in self.arms if arm.role != "control"]
 
-    def shown(self, arm: Arm | str, limit: int = 60) -> str:
-        """An arm's name for people."""
-        return text(arm if isinstance(arm, str) else arm.name, limit)
+    def shown(self, arm: Arm | str) -> str:
+        """An arm's name for people: short, printable, unique among those shown."""
+        name = arm if isinstance(arm, str) else arm.name
+        return self._shown.get(name) or text(name, MOST_NAME)
 
     def metric(self, arm: Arm, name: str, cell: str | None = None) -> Metric:
         """A figure of ``arm``, in the headline's cell unless told otherwise."""
@@ -169,6 +172,16 @@ class View:
         metric = self.latency(arm)
         value = positive(metric.value)
         return None if value is None else Span.of(value, interval(metric.ci))
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Those that are equal get a number: two arms are never taken for one."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
+    return found
 
 
 def verdict_class(verdict: str) -> str:

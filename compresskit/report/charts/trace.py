@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from compresskit.report.axis import Axis
 from compresskit.report.svg import Drawing, shortened, text_width
@@ -19,7 +20,7 @@ class Strip:
     name: str
     slices: tuple[tuple[int, float, float, bool], ...]
 
-    @property
+    @cached_property
     def median(self) -> float:
         """Of the slices' medians, ms."""
         return statistics.median(value for _, _, value, _ in self.slices)
