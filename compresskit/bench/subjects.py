@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compresskit.bench.engines import NAMES
+from compresskit.bench.engines import NAMES, is_engine
 from compresskit.bench.engines.onnxruntime_engine import step_file
 from compresskit.checkpoint.files import hash_file, printable
 from compresskit.checkpoint.source import open_source
 from compresskit.errors import UsageError
 
-_ONNX = ".onnx"
+_ONNX, _OPENVINO = ".onnx", ".xml"
 _EXPORTED = ("onnx/model.onnx", "model.onnx")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "config.json")
 _GENERATIVE = ("ForCausalLM", "LMHeadModel")
@@ -80,17 +80,21 @@ def find(specs: Sequence[str], engine: str | None) -> list[Subject]:
 
 def _one(spec: str, engine: str | None) -> Subject:
     prefix, equals, rest = spec.partition("=")
-    if equals and prefix in NAMES:
+    if equals and is_engine(prefix):
         spec, engine = rest, prefix
-    if engine is not None and engine not in NAMES:
+    if engine is not None and not is_engine(engine):
         raise UsageError("CK-B004", f"there is no engine {engine!r}", fix=f"engines: {', '.join(NAMES)}")
     if spec.endswith(_ONNX):
         if engine == "torch":
             raise UsageError("CK-B005", "torch can't run an ONNX file", where=printable(spec), fix="leave --engine out")
         return onnx_subject(Path(spec), engine or "onnxruntime")
+    if spec.endswith(_OPENVINO):
+        return onnx_subject(Path(spec), "openvino")
     subject = _checkpoint(spec)
     if engine in (None, "torch"):
         return subject
+    if engine not in NAMES:
+        return replace(subject, engine=engine)
     exported = next((subject.path / name for name in _EXPORTED if (subject.path / name).is_file()), None)
     if exported is None:
         raise UsageError(
@@ -124,10 +128,12 @@ def _checkpoint(spec: str) -> Subject:
 
 
 def onnx_subject(path: Path, engine: str) -> Subject:
-    """An ONNX file with what lies beside it: external weights, the decoder's second file, the tokenizer."""
+    """An ONNX file (or OpenVINO's own) with what lies beside it: weights, the decoder's second file, the tokenizer."""
     if not path.is_file():
         raise UsageError("CK-B002", f"there is no file {printable(path)}", fix="make it with `compresskit export`")
     parts = [path, path.with_name(f"{path.name}.data"), step_file(path)]
+    if path.suffix == _OPENVINO:
+        parts = [path, path.with_suffix(".bin")]
     parts = [part for part in parts if part.is_file()]
     hashes = {part.name: hash_file(part)[0] for part in parts}
     digest = hashlib.sha256("\n".join(f"{name}\0{value}" for name, value in sorted(hashes.items())).encode())

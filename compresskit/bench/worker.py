@@ -39,7 +39,7 @@ class Worker:
         """Import the engine, then load the model; times and memory of each."""
         before = memory.resident_mib()
         began = time.perf_counter()
-        for package in _IMPORTS[name]:
+        for package in _IMPORTS.get(name, ()):
             require(package, package)
         imported = time.perf_counter() - began
         self.engine = engine_by_name(name)

@@ -16,14 +16,19 @@ _CLASSES = {
 NAMES = tuple(_CLASSES)
 
 
+def is_engine(name: str) -> bool:
+    """Whether ``name`` is one of ``NAMES``, or ``compresskit.MODULE:CLASS`` of another part of the package."""
+    return name in _CLASSES or (name.startswith("compresskit.") and ":" in name)
+
+
 def engine(name: str) -> Engine:
     """A new engine, nothing loaded.
 
     Raises:
         UsageError: CK-B004, unknown, or not installed.
     """
-    if name not in _CLASSES:
+    if not is_engine(name):
         raise UsageError("CK-B004", f"there is no engine {name!r}", fix=f"engines: {', '.join(NAMES)}")
-    module, cls = _CLASSES[name]
+    module, cls = _CLASSES[name] if name in _CLASSES else name.split(":", 1)
     found: Engine = getattr(import_module(module), cls)()
     return found
