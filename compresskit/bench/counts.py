@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from compresskit.bench.operations import operations
 from compresskit.core import anatomy
 from compresskit.errors import ModelError
+from compresskit.export.graph import accepts
 from compresskit.nn.base import CompressedLayer
+from compresskit.nn.low_rank import LowRankLinear
 
 NOT_COUNTED = (
     "norms", "activations", "softmax", "bias and residual additions", "table lookups", "dequantization", "pooling",
@@ -26,7 +29,8 @@ def parameters(model: PreTrainedModel) -> dict[str, float]:
     ``logical``: numbers that the layers stand for; ``stored``: elements of all tensors, scales included; ``nonzero``:
     of the stored ones; ``bytes`` of all tensors; ``effective_bits``: eight times bytes over logical.
     """
-    logical, seen = 0, set()
+    logical = 0
+    seen: set[int] = set()
     for module in model.modules():
         own = [tensor for tensor in module.parameters(recurse=False) if id(tensor) not in seen]
         seen.update(id(tensor) for tensor in own)
@@ -50,67 +54,34 @@ def _persistent_buffers(model: nn.Module) -> list[Any]:
     return [buffer for name, buffer in model.named_buffers() if name in names]
 
 
-def macs(model: PreTrainedModel, batch: int, tokens: int) -> dict[str, Any]:
+def macs(model: PreTrainedModel, batch: int, tokens: int) -> dict[str, int]:
     """Multiply-accumulates of one forward pass over ``batch`` rows of ``tokens`` tokens.
 
     ``effective``: of the factors that are multiplied; ``dense``: had every low-rank matrix been whole; ``attention``:
-    of scores and weighted values, contained in both. Of an encoder and a decoder both are taken to see ``tokens``.
+    of scores and weighted values, contained in both. Of an encoder and a decoder both are given ``tokens``.
 
     Raises:
         ModelError: CK-M031, the architecture's attention isn't known.
     """
-    dense = effective = 0
-    heads = _per_row(model)
-    inside: set[int] = set()
+    ids = torch.zeros(batch, tokens, dtype=torch.long, device=model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.is_encoder_decoder and accepts(model, "decoder_input_ids"):
+        inputs["decoder_input_ids"] = ids
+    found = operations(model, inputs)
+    attentions = {part.path for part in anatomy.of(model).attentions}
+    effective = sum(found.values())
+    dense = effective
     for path, module in model.named_modules():
-        if id(module) in inside:
+        if not isinstance(module, LowRankLinear):
             continue
-        shape = _shape(module)
-        if shape is None:
-            continue
-        rows = batch if path in heads else batch * tokens
-        dense += rows * shape[0] * shape[1]
-        parts = [part for part in (getattr(module, name, None) for name in ("down", "up")) if part is not None]
-        factors = [found for part in parts if (found := _shape(part)) is not None]
-        inside.update(id(part) for part in module.modules())
-        effective += rows * sum(out * into for out, into in factors or [shape])
-    attention = batch * sum(_attention(model, part, tokens) for part in anatomy.of(model).attentions)
-    return {"dense": dense + attention, "effective": effective + attention, "attention": attention}
+        factors = found.get(f"{path}.down", 0) + found.get(f"{path}.up", 0)
+        dense += factors * module.out_features * module.in_features // _factor_size(module) - factors
+    return {"dense": dense, "effective": effective, "attention": sum(found.get(path, 0) for path in attentions)}
 
 
-def _shape(module: nn.Module) -> tuple[int, int] | None:
-    """(O, I) of a linear map, else None."""
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    if isinstance(module, Conv1D):
-        return int(module.weight.shape[1]), int(module.weight.shape[0])
-    if isinstance(module, CompressedLayer) and hasattr(module, "out_features") and hasattr(module, "in_features"):
-        return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
-    return None
-
-
-def _per_row(model: PreTrainedModel) -> set[str]:
-    """Matrices that see one vector a text: poolers and heads of classifiers."""
-    names = ("pooler", "classifier", "score", "pre_classifier")
-    single = "TokenClassification" not in type(model).__name__
-    return {
-        path
-        for path, _ in model.named_modules()
-        if any(part in names for part in path.split(".")) and (single or "pooler" in path.split("."))
-    }
-
-
-def _attention(model: PreTrainedModel, part: Any, tokens: int) -> int:
-    """MACs of one attention for one row of tokens; a window and a linear attention see less than all pairs."""
-    settings = getattr(model.get_submodule(part.path), "compresskit_attention", None) or {}
-    width = part.heads * part.head_dim
-    if settings.get("kind") == "linear":
-        return 2 * tokens * width * int(part.head_dim)
-    seen = tokens
-    if settings.get("kind") == "window":
-        reach = int(settings["window"]) * (1 if part.causal else 2) + 1 + int(settings.get("global_tokens", 0))
-        seen = min(tokens, reach)
-    return 2 * tokens * seen * width
+def _factor_size(module: LowRankLinear) -> int:
+    """Multiplications of one row: R x I and O x R."""
+    return module.rank * (module.in_features + module.out_features)
 
 
 def counts(model: PreTrainedModel, batch: int, tokens: int) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from compresskit.bench.quick import compare
+from compresskit.bench.options import BenchOptions
+from compresskit.bench.run import run as measure
 from compresskit.calibrate.outputs import outputs_of, result_of
 from compresskit.checkpoint.load import load_model
 from compresskit.checkpoint.prove import reload_and_run
@@ -99,9 +100,18 @@ def _measured(result: Result, source: Source, folder: Path, recipe: Recipe) -> d
         kind: Kind = "points" if result.quality["unit"] == "points" else "plain"
         measured["quality"] = Measured(result.quality["after"], result.quality["before"], kind)
     if any(gate.metric == "latency.p50" for gate in recipe.gates):
-        rows = compare([str(source.path), str(folder)])
-        measured["latency.p50"] = Measured(rows[1].p50_ms / 1e3, rows[0].p50_ms / 1e3, "seconds")
+        measured["latency.p50"] = _latency(source, folder)
     return measured
+
+
+def _latency(source: Source, folder: Path) -> Measured:
+    """Median latency by a quick run, the ratio from calls in turns."""
+    record = measure(BenchOptions(models=(str(source.path), str(folder)), details=False))
+    row = record.headline
+    before = record.baseline.metric("latency.p50", record.plan.headline).value
+    if row is None or row.ratio is None or before is None:
+        raise ModelError("CK-B007", "the latency of the result could not be measured", where=str(folder))
+    return Measured(row.ratio * before / 1e3, before / 1e3, "seconds")
 
 
 def _prove(model: PreTrainedModel, result: Result, folder: Path, data: RunData) -> None:
