@@ -104,6 +104,14 @@ def _row(blocks: Sequence[Block], cell: Cell, a: str, b: str, device: str, rules
     return _Row(cell, b, name, witnesses, decided_by, disturbed, sum(map(len, groups)), len(groups))
 
 
+def half_width(
+    blocks: Sequence[Block], cell: Cell, a: str, b: str, *, device: str, rules: Rules | None = None
+) -> float | None:
+    """Half the relative width of the deciding interval of one row; None without blocks."""
+    row = _row(blocks, cell, a, b, device, rules or Rules())
+    return None if row is None else math.sqrt(row.deciding.high / row.deciding.low) - 1
+
+
 def _interval(groups: Sequence[Floats], rules: Rules) -> Interval:
     draws = hierarchical_bootstrap(groups, resamples=rules.resamples, seed=rules.seed)
     low, high = interval(draws, rules.level)

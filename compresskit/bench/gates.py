@@ -285,12 +285,14 @@ def _check_quality(gate: Gate, left: Arm, right: Arm) -> Checked:
         return Checked(gate.text, right.name, None, None, None, "UNKNOWN", "quality was not measured in both records")
     if before.metric != after.metric or before.task != after.task:
         return Checked(gate.text, right.name, None, None, None, "UNKNOWN", "quality is of different tasks")
-    if gate.unit == "pp" or not gate.unit:
-        from compresskit.bench.quality import difference
+    value: float | None
+    draws: np.ndarray | None = None
+    if gate.unit == "pp":
+        from compresskit.bench.quality_change import difference
 
-        value, draws = difference(before, after) if gate.unit else (after.value, None)
+        value, draws = difference(before, after)
     else:
-        value, draws = _in_unit(gate, before.value, after.value), None
+        value = _in_unit(gate, before.value, after.value)
     if value is None:
         return Checked(gate.text, right.name, None, None, None, "UNKNOWN", "quality was 0 before")
     if draws is None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping
 
-from compresskit.bench.analysis import headline_statistic, log_ratios
+from compresskit.bench.comparisons import Rules, half_width
 from compresskit.bench.details import take_details
 from compresskit.bench.environment import throttled
 from compresskit.bench.inputs import Work
@@ -17,7 +16,6 @@ from compresskit.bench.record import Block, Slice
 from compresskit.bench.schedule import Slices, block_id, order, plan_slices
 from compresskit.bench.workers import WorkerSet
 from compresskit.checkpoint import faults
-from compresskit.numerics.statistics import hierarchical_bootstrap, interval
 
 CALIBRATION_SECONDS = 0.15
 _CHECK_RESAMPLES = 2000
@@ -207,17 +205,21 @@ class Measurement:
         """Whether the stop rule holds for the headline."""
         if self.profile.half_width is None:
             return True
-        least = self.profile.replicates[0]
-        if self._seconds > self.profile.seconds * len(self.prepared.arms) * len(works) * 2 + least:
+        if self._seconds > self.profile.most_seconds * len(self.prepared.arms) * len(works):
             self.stopped_by = "time"
             return True
-        cell = works[0].cell
         rival = next((name for name in self.prepared.others if name not in self.failed), self.prepared.control)
         if rival is None:
             return True
-        groups = log_ratios(self.journal.blocks(), cell.id, self.prepared.baseline, rival, headline_statistic(cell)[1])
-        low, high = interval(hierarchical_bootstrap(groups, resamples=_CHECK_RESAMPLES, seed=0))
-        if math.exp((high - low) / 2) - 1 <= self.profile.half_width:
+        found = half_width(
+            self.journal.blocks(),
+            works[0].cell,
+            self.prepared.baseline,
+            rival,
+            device=self.prepared.options.device,
+            rules=Rules(resamples=_CHECK_RESAMPLES),
+        )
+        if found is not None and found <= self.profile.half_width:
             self.stopped_by = "half_width"
             return True
         return False

@@ -18,8 +18,9 @@ class Profile:
     Args:
         replicates: sets of fresh processes, the least and the most.
         together: all sets are started at once and take turns, instead of one set after another.
-        seconds: aimed at for each arm of a cell.
-        half_width: stop once the headline's interval is at most this wide to either side; None: never.
+        seconds: of an undisturbed machine, aimed at for each arm of a cell over the least number of sets.
+        most_seconds: for each arm, on the clock, after which no further set is begun.
+        half_width: begin no further set once the headline's deciding interval is at most this wide to either side.
         slice_seconds: calls of one slice.
         least_blocks, most_blocks: of one set and cell.
         limit: seconds of measuring after which a cell ends, whatever was reached.
@@ -29,6 +30,7 @@ class Profile:
     replicates: tuple[int, int]
     together: bool
     seconds: float
+    most_seconds: float
     half_width: float | None
     slice_seconds: float
     least_blocks: int
@@ -40,13 +42,13 @@ class Profile:
         """The stop rule, for the record."""
         if self.half_width is None:
             return f"{self.seconds:g} s/arm"
-        return f"half_width<={self.half_width:g} or {self.seconds:g} s/arm"
+        return f"half_width<={self.half_width:g} or {self.most_seconds:g} s/arm"
 
 
 PROFILES = {
-    "quick": Profile("quick", (2, 2), True, 3.0, None, 0.02, 3, 30, 30.0),
-    "standard": Profile("standard", (5, 10), False, 60.0, 0.02, 0.03, 5, 60, 600.0),
-    "publish": Profile("publish", (10, 40), False, 600.0, 0.01, 0.03, 10, 600, 7200.0),
+    "quick": Profile("quick", (2, 2), True, 3.0, 3.0, None, 0.02, 3, 30, 30.0),
+    "standard": Profile("standard", (5, 8), False, 6.0, 60.0, 0.02, 0.02, 5, 60, 600.0),
+    "publish": Profile("publish", (10, 40), False, 600.0, 1800.0, 0.01, 0.03, 10, 2000, 7200.0),
 }
 
 

@@ -120,11 +120,13 @@ class Worker:
         if self.engine.name == "torch":
             from compresskit.bench.counts import counts
             from compresskit.bench.profile import profile
+            from compresskit.calibrate.batches import random_batches
 
             model = self.engine.model  # type: ignore[attr-defined]
             found = counts(model, batch, tokens)
             try:
-                found["parts"] = [part.to_dict() for part in profile(model)]
+                words = random_batches(model, samples=batch, max_length=tokens, batch_size=batch, seed=0)[0]
+                found["parts"] = [part.to_dict() for part in profile(model, dict(words))]
             except CompressKitError as error:
                 found["parts"], found["parts_reason"] = [], error.what
             return found
