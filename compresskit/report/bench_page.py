@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from compresskit import __version__
 from compresskit.bench.record import Record
-from compresskit.report import sections
+from compresskit.report import curve_sections, sections
 from compresskit.report.bench_tables import csv_text, markdown
 from compresskit.report.content import Download, Part, Section
 from compresskit.report.embed import downloads
@@ -15,6 +15,7 @@ from compresskit.report.environment import all_figures, environment, not_measure
 from compresskit.report.foreign import interval, positive, records, text
 from compresskit.report.numbers import ratio_text
 from compresskit.report.profiled import profile_section
+from compresskit.report.quality import quality
 from compresskit.report.render import MOST_BYTES, render
 from compresskit.report.steps import layer_section, waterfall_section
 from compresskit.report.view import View
@@ -85,12 +86,13 @@ def _part(name: str, record: Record, detailed: int) -> Part:
     view = View(record)
     own = [
         sections.result(view),
+        quality(view),
         sections.trade(view, "latency"),
         sections.trade(view, "size"),
         sections.ratios(view),
         sections.block_times(view) if detailed else None,
-        sections.lengths(view),
-        sections.precision_and_recall(view),
+        curve_sections.lengths(view),
+        curve_sections.precision_and_recall(view),
         *_by_arm(view, detailed),
         not_measured(view),
         environment(record),
@@ -135,7 +137,8 @@ def headline(view: View) -> str:
     value, ci = positive(row.ratio), interval(row.ci)
     if value is None:
         return f"{name} against {base}: {row.verdict}. {text(row.reason)}".strip()
-    span = f"{ratio_text(value, ci)} of the time of {base}"
+    shown = ratio_text(value, ci)
+    span = f"{shown} of the time of {base}" if value < 1 else f"{shown} times as long as {base}"
     says = {
         "FASTER": f"{name} is faster: it takes {span}",
         "SLOWER": f"{name} is slower: it takes {span}",
@@ -143,9 +146,8 @@ def headline(view: View) -> str:
         "AMBIGUOUS": f"This run can't tell {name} from {base}: it took {span}",
         "INVALID": f"The comparison of {name} with {base} does not hold",
     }[row.verdict]
-    return f"{says}, at {text(row.cell, 60)}." + (
-        f" {text(row.reason)}" if row.verdict in ("AMBIGUOUS", "INVALID") else ""
-    )
+    why = text(row.reason)
+    return f"{says}, at {text(row.cell, 60)}." + (f" Why: {why}." if why else "")
 
 
 def warnings(view: View) -> list[str]:

@@ -44,7 +44,7 @@ def _table(view: View) -> list[str]:
     for arm in view.arms:
         row, p50, size = view.comparison(arm), view.latency(arm), view.size_of(arm)
         span = score.spans.get(arm.name) if score is not None else None
-        verdict = arm.role if arm.role == "baseline" else row.verdict if row is not None else "–"
+        verdict = arm.role if arm.role != "candidate" else row.verdict if row is not None else "–"
         cells = [
             view.shown(arm),
             text(arm.engine, 30),

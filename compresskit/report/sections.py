@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
 
 from compresskit.bench.record import Comparison, Record
-from compresskit.report.charts.curves import Curve, cost_by_length, precision_recall
 from compresskit.report.charts.forest import Ratio, forest
 from compresskit.report.charts.pareto import pareto
 from compresskit.report.charts.trace import Strip, trace
 from compresskit.report.content import Cell, Section, Table, plain
 from compresskit.report.figure import figure
-from compresskit.report.foreign import interval, mapping, number, positive, text
+from compresskit.report.foreign import interval, number, positive, text
 from compresskit.report.numbers import megabytes, plain_number, ratio_text, with_interval
 from compresskit.report.trade import Point, Standing, standings
 from compresskit.report.view import View, verdict_class
@@ -58,8 +56,8 @@ def _has_control(view: View) -> bool:
 def _verdict(row: Comparison | None, role: str, error: str | None) -> Cell:
     if error:
         return Cell("not run", "unsure", title=text(error))
-    if role == "baseline":
-        return Cell("baseline", "faint")
+    if role in ("baseline", "control"):
+        return Cell(role, "faint")
     if row is None:
         return Cell("–")
     return Cell(row.verdict, verdict_class(row.verdict), title=text(row.reason))
@@ -182,6 +180,7 @@ def ratios(view: View) -> Section:
 
 
 def _ratio_table(rows: list[Comparison], view: View) -> Table:
+    several = len(view.cells) > 1
     columns = ["model", "cell", "ratio", "p", "wall min", "CPU time", "verdict", "why"]
     cells = []
     for row in rows:
@@ -198,7 +197,9 @@ def _ratio_table(rows: list[Comparison], view: View) -> Table:
                 Cell("; ".join(word for word in (_standing_of(row), text(row.reason)) if word)),
             ]
         )
-    return Table(columns, cells, cards=True)
+    if not several:
+        columns, cells = columns[:1] + columns[2:], [row[:1] + row[2:] for row in cells]
+    return Table(columns, cells, "" if several else f"at {text(view.cell, 80)}", cards=True)
 
 
 def _standing_of(row: Comparison) -> str:
@@ -257,60 +258,3 @@ def _slices(record: Record, cell: str) -> dict[str, list[tuple[int, float, float
                 )
                 found.setdefault(part.arm, []).append(row)
     return found
-
-
-def lengths(view: View) -> Section | None:
-    """Cost against length, where cells differ in nothing else."""
-    groups: dict[tuple[Any, ...], list[tuple[float, str]]] = {}
-    for cell in view.record.plan.cells[:200]:
-        if (length := positive(cell.length)) is not None:
-            groups.setdefault((cell.scenario, cell.batch, cell.threads), []).append((length, cell.id))
-    best = max(groups.values(), key=lambda cells: len({length for length, _ in cells}), default=[])
-    if len({length for length, _ in best}) < 3:
-        return None
-    curves = []
-    for arm in view.candidates:
-        points = sorted(
-            {length: value for length, cell in best if (value := positive(view.latency(arm, cell).value))}.items()
-        )
-        if len(points) >= 3:
-            curves.append(Curve(view.shown(arm), tuple(points)))
-    if not curves:
-        return None
-    chart = figure(lambda width: cost_by_length(curves, width, cost=view.latency_label))
-    rows = [[curve.name, plain_number(a), plain_number(b)] for curve in curves for a, b in curve.points]
-    table = Table(
-        ["model", "tokens of a row", view.latency_label],
-        plain(rows, figures=(1, 2)),
-        "figures of the chart",
-        closed=True,
-    )
-    return Section("Cost against length", "Both axes are logarithmic: the slope is the exponent.", chart, [table])
-
-
-def precision_and_recall(view: View) -> Section | None:
-    """PR curves, for arms whose quality carries their points under ``details.pr_curve``."""
-    curves = []
-    for arm in view.candidates:
-        points = pr_points(mapping(arm.quality.details).get("pr_curve")) if arm.quality is not None else []
-        if len(points) >= 2:
-            curves.append(Curve(view.shown(arm), tuple(points)))
-    if not curves:
-        return None
-    chart = figure(lambda width: precision_recall(curves, width))
-    rows = [[c.name, f"{a:.4f}", f"{b:.4f}"] for c in curves for a, b in c.points[:: -(-len(c.points) // 25)]]
-    table = Table(["model", "recall", "precision"], plain(rows, figures=(1, 2)), "points of the curves", closed=True)
-    return Section("Precision and recall", "Each line goes over all thresholds.", chart, [table])
-
-
-def pr_points(value: object) -> list[tuple[float, float]]:
-    """(recall, precision) in order of recall, from pairs or from dictionaries; at most 500."""
-    if not isinstance(value, list):
-        return []
-    found = []
-    for item in value[:: -(-len(value) // 500) or 1]:
-        pair = (item.get("recall"), item.get("precision")) if isinstance(item, dict) else item
-        bounds = [number(each) for each in pair] if isinstance(pair, list | tuple) and len(pair) == 2 else []
-        if len(bounds) == 2 and all(bound is not None and 0 <= bound <= 1 for bound in bounds):
-            found.append((float(bounds[0] or 0.0), float(bounds[1] or 0.0)))
-    return sorted(found, key=lambda point: (point[0], -point[1]))

@@ -9,7 +9,7 @@ from compresskit.report.charts.waterfall import waterfall
 from compresskit.report.content import Cell, Section, Table, plain
 from compresskit.report.figure import figure
 from compresskit.report.foreign import mapping, number, positive, records, text
-from compresskit.report.numbers import held, megabytes, plain_number
+from compresskit.report.numbers import held, plain_number
 
 MOST_LAYERS = 300
 MOST_STEPS = 40
@@ -38,12 +38,12 @@ def waterfall_section(
     chart = figure(lambda width: waterfall(levels, width))
     first = levels[0][1]
     rows = [
-        [name, megabytes(int(size)), _change(size - previous) if index else "", f"{size / first:.3f}"]
+        [name, held(size), _change(size - previous) if index else "", f"{size / first:.3f}"]
         for index, ((name, size), previous) in enumerate(zip(levels, [first, *(s for _, s in levels)], strict=False))
     ]
     lead = "Files to serve after each step; green is what the step took off."
     if rest:
-        lead += f" Tokenizer, config and file headers ({megabytes(int(rest))}) are counted in every bar."
+        lead += f" Tokenizer, config and file headers ({held(rest)}) are counted in every bar."
     return Section(title, lead, chart, [Table(["", "size", "change", "of source"], plain(rows, figures=(1, 2, 3)))])
 
 

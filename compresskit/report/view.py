@@ -132,10 +132,10 @@ class View:
                 if value is not None:
                     spans[arm.name] = Span.of(value, interval(quality.ci))
             name = f"{text(first.metric, 40)} on {text(first.task, 40)}"
-            lower = first.details.get("higher_is_better") is False or any(
-                word in first.metric.lower() for word in _LESS_IS_BETTER
-            )
-            return Score(name, text(first.unit, 20), not lower, spans)
+            higher = first.details.get("higher_is_better")
+            if not isinstance(higher, bool):
+                higher = not any(word in first.metric.lower() for word in _LESS_IS_BETTER)
+            return Score(name, text(first.unit, 20), higher, spans)
         return self._closeness()
 
     def _closeness(self) -> Score | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compresskit.report.axis import Axis
-from compresskit.report.numbers import megabytes
+from compresskit.report.numbers import held
 from compresskit.report.svg import Drawing, shortened, text_width
 
 
@@ -15,7 +15,7 @@ def waterfall(levels: Sequence[tuple[str, float]], width: int) -> Drawing:
     row_height = 44 if narrow else 30
     left = 8.0 if narrow else min(300.0, max(text_width(name) for name, _ in levels) + 20)
     right = 12.0 if narrow else 150.0
-    spoken = "; ".join(f"{name} {megabytes(int(size))}" for name, size in levels)
+    spoken = "; ".join(f"{name} {held(size)}" for name, size in levels)
     drawing = Drawing(width, 10 + row_height * len(levels) + 6, f"Size after each step: {spoken}")
     most = max(size for _, size in levels) or 1.0
     x = Axis(0.0, most, left, width - right)
@@ -29,12 +29,12 @@ def waterfall(levels: Sequence[tuple[str, float]], width: int) -> Drawing:
         low, high = sorted((size, previous))
         change = size - previous
         if whole:
-            drawing.box(left, y, x.at(size) - left, tall, "bar whole", title=f"{name}: {megabytes(int(size))}")
+            drawing.box(left, y, x.at(size) - left, tall, "bar whole", title=f"{name}: {held(size)}")
         else:
             drawing.box(left, y, x.at(low) - left, tall, "bar rest")
             kind = "bar saved" if change <= 0 else "bar added"
             drawing.box(x.at(low), y, x.at(high) - x.at(low), tall, kind, title=f"{name}: {_change(change)}")
-        shown = megabytes(int(size)) if whole else f"{_change(change)} → {megabytes(int(size))}"
+        shown = held(size) if whole else f"{_change(change)} → {held(size)}"
         if narrow:
             drawing.words(left, top + 12, shortened(name, width - 24 - text_width(shown)), "label")
             drawing.words(width - right, top + 12, shown, "figure", anchor="end")
@@ -47,4 +47,4 @@ def waterfall(levels: Sequence[tuple[str, float]], width: int) -> Drawing:
 
 def _change(change: float) -> str:
     sign = "−" if change <= 0 else "+"
-    return f"{sign}{megabytes(int(abs(change)))}"
+    return f"{sign}{held(abs(change))}"
