@@ -14,6 +14,7 @@ from compresskit.errors import DataError
 from compresskit.report.card import model_card
 from compresskit.report.page import apply_page, read_report
 from compresskit.report.tables import step_rows, summary_rows
+from tests.report.records import parts, steps
 
 REPORT: dict[str, Any] = {
     "source": "some/model",
@@ -119,3 +120,29 @@ def test_reading_a_report(tmp_path: Path) -> None:
         (tmp_path / "report.json").write_text(broken)
         with pytest.raises(DataError):
             read_report(tmp_path)
+
+
+def test_page_of_an_apply_has_waterfall_layers_and_profile() -> None:
+    report = copy.deepcopy(REPORT) | {"steps": steps(), "after": {"parameters": 21_000_000, "disk_bytes": 18_800_000}}
+    page = apply_page(report, parts())
+    order = [
+        ">Size by step<",
+        ">Steps<",
+        ">Gates<",
+        ">Layer by layer<",
+        ">Where bytes, FLOPs and time are<",
+        ">Recipe<",
+    ]
+    places = [page.index(title) for title in order]
+    assert places == sorted(places)
+    assert page.count("<svg") == 4, "two charts, each in two widths"
+    assert "the profile of the result" not in page
+    assert "the profile of the result" in apply_page(report)
+
+
+@pytest.mark.parametrize("odd", [None, 3, "x", [1], {"a": 1}, [{"a": {}}]])
+def test_odd_contents_of_a_step_do_no_harm(odd: Any) -> None:
+    report = copy.deepcopy(REPORT)
+    report["steps"][0] |= {"details": odd, "warnings": odd, "options": odd}
+    report["gates"] = [{"metric": odd, "found": odd, "passed": odd}]
+    assert "</html>" in apply_page(report, odd)
