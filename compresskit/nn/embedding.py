@@ -1,4 +1,4 @@
-"""Lookup tables in 8 or 4 bits, and the output head that shares their codes."""
+"""Lookup tables in 2 to 8 bits, and the output head that shares their codes."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from torch import Tensor, nn
 from compresskit.errors import ModelError
 from compresskit.nn.base import exporting
 from compresskit.nn.quantized import QuantizedLayer
-from compresskit.numerics.grids import asymmetric, pack_nibbles, symmetric, unpack_nibbles
+from compresskit.numerics.grids import asymmetric, symmetric
+from compresskit.numerics.packing import pack, packed_bytes, unpack, unpack_float
 from compresskit.registry import register_layer
 
-Bits = Literal[4, 8]
+Bits = Literal[2, 3, 4, 5, 6, 7, 8]
 # Rows of a table that a head dequantizes at once: they stay in the cache, and the whole table is never float.
 _ROWS = 512
+# ONNX Runtime's GatherBlockQuantized takes blocks of a power of two from here on.
+_LEAST_BLOCK = 16
 
 
 class _QuantizedTable(QuantizedLayer):
-    """Codes of a (V, D) table: int8 and symmetric, or packed 4-bit with zero points; scales per group of a row."""
+    """Codes of a (V, D) table: int8 and symmetric, or fewer bits with zero points; scales per group of a row."""
 
     keeps_dtype: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     def __init__(self, rows: int, columns: int, bits: Bits, group: int | None) -> None:
         super().__init__()
-        if bits not in (4, 8) or (group is not None and columns % group):
+        if not 2 <= bits <= 8 or (group is not None and columns % group):
             raise ValueError(f"no table of {columns} columns in {bits} bits with groups of {group}")
         self.rows, self.columns, self.bits, self.group = rows, columns, bits, group
         groups = 1 if group is None else columns // group
@@ -34,7 +37,7 @@ class _QuantizedTable(QuantizedLayer):
             self.scale = nn.Parameter(torch.empty(rows, groups, dtype=torch.float32), requires_grad=False)
             self.register_parameter("zero", None)
         else:
-            packed, zeros = (columns + 1) // 2, (groups + 1) // 2
+            packed, zeros = packed_bytes(columns, bits), packed_bytes(groups, bits)
             self.codes = nn.Parameter(torch.empty(rows, packed, dtype=torch.uint8), requires_grad=False)
             self.scale = nn.Parameter(torch.empty(rows, groups, dtype=torch.float16), requires_grad=False)
             self.zero = nn.Parameter(torch.empty(rows, zeros, dtype=torch.uint8), requires_grad=False)
@@ -45,13 +48,16 @@ class _QuantizedTable(QuantizedLayer):
             grid = symmetric(weight, 8, self.group)
             self.codes.data, self.scale.data = grid.codes, grid.scale
             return
-        grid = asymmetric(weight, 4, self.group, scale_dtype=torch.float16)
-        self.codes.data, self.scale.data = pack_nibbles(grid.codes), grid.scale
+        grid = asymmetric(weight, self.bits, self.group, scale_dtype=torch.float16)
+        self.codes.data, self.scale.data = pack(grid.codes, self.bits), grid.scale
         if grid.zero is not None and self.zero is not None:
-            self.zero.data = pack_nibbles(grid.zero)
+            self.zero.data = pack(grid.zero, self.bits)
 
     def _values(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-        """Float32 values of gathered rows: codes (…, ·), scale (…, G), zero (…, ·) or None."""
+        """Float32 values of gathered rows: codes (…, ·), scale (…, G), zero (…, ·) or None.
+
+        Of 4-bit codes they are rounded to float16, the type of the scales, as ONNX Runtime's lookup gives them.
+        """
         scale = scale.float()
         groups = scale.shape[-1]
         if zero is None and groups == 1:
@@ -59,9 +65,11 @@ class _QuantizedTable(QuantizedLayer):
         if zero is None:
             plain = codes.float().unflatten(-1, (groups, -1))
         else:
-            nibbles = _nibbles(codes, self.columns).unflatten(-1, (groups, -1))
-            plain = nibbles - _nibbles(zero, groups).unsqueeze(-1)
-        return (plain * scale.unsqueeze(-1)).flatten(-2)
+            read = unpack_float if exporting() else unpack
+            steps = read(codes, self.bits, self.columns).float().unflatten(-1, (groups, -1))
+            plain = steps - read(zero, self.bits, groups).float().unsqueeze(-1)
+        values = (plain * scale.unsqueeze(-1)).flatten(-2)
+        return values.to(torch.float16).float() if self.bits == 4 else values
 
     @property
     def weight(self) -> Tensor:
@@ -77,23 +85,13 @@ class _QuantizedTable(QuantizedLayer):
         return f"{self.rows}, {self.columns}, bits={self.bits}, group={self.group}"
 
 
-def _nibbles(packed: Tensor, count: int) -> Tensor:
-    """``unpack_nibbles`` in float32."""
-    if not exporting():
-        return unpack_nibbles(packed, count).float()
-    # Exact as well, and without shifts of bytes, which the exporter takes for signed ones.
-    pairs = packed.float()
-    high = torch.floor(pairs / 16)
-    return torch.stack((pairs - 16 * high, high), dim=-1).flatten(-2)[..., :count]
-
-
 @register_layer
 class QuantizedEmbedding(_QuantizedTable):
-    """An embedding table in 8 or 4 bits; a lookup dequantizes the rows that it gathers, and no others.
+    """An embedding table in 2 to 8 bits; a lookup dequantizes the rows that it gathers, and no others.
 
     Args:
         rows, columns: V, D.
-        bits: 8 (symmetric, float32 scales) or 4 (zero points, float16 scales fitted by least squares).
+        bits: 8 (symmetric, float32 scales), or less (zero points, float16 scales fitted by least squares).
         group: columns that share a scale; None is the whole row.
         padding_idx: as in ``nn.Embedding``; kept for code that asks for it.
     """
@@ -141,6 +139,25 @@ class QuantizedEmbedding(_QuantizedTable):
         return self.columns
 
     def forward(self, ids: Tensor) -> Tensor:
+        return (self.contrib_onnx if exporting() else self.looked_up)(ids)
+
+    def contrib_onnx(self, ids: Tensor) -> Tensor:
+        """The node for ONNX Runtime, which dequantizes the rows that it gathers; where it has none, plain ones."""
+        group = self.columns if self.group is None else self.group
+        if self.bits != 4 or group < _LEAST_BLOCK or group & (group - 1):
+            return self.looked_up(ids)
+        values = torch.onnx.ops.symbolic(
+            "com.microsoft::GatherBlockQuantized",
+            (self.codes, ids, self.scale, self.zero),
+            {"bits": 4, "block_size": group, "gather_axis": 0, "quantize_axis": 1},
+            dtype=self.scale.dtype,
+            shape=(*ids.shape, self.columns),
+            version=1,
+        )
+        return values.to(self.dtype)
+
+    def looked_up(self, ids: Tensor) -> Tensor:
+        """The rows of ``ids``, in operators that every runtime has."""
         look = torch.nn.functional.embedding
         zero = None if self.zero is None else look(ids, self.zero)
         values = self._values(look(ids, self.codes), look(ids, self.scale), zero)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from compresskit.nn.base import CompressedLayer, exporting
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
 from compresskit.nn.int8 import Int8Linear
 from compresskit.nn.low_rank import LowRankLinear
+from compresskit.nn.packed import PackedLinear
+from compresskit.numerics.rtn import quantize
 
 
 def head() -> QuantizedHead:
@@ -24,12 +27,22 @@ def head() -> QuantizedHead:
     return made
 
 
+def packed(bits: int, group: int | None, **options: Any) -> PackedLinear:
+    codes = quantize(torch.randn(12, 40), bits, group, scale_dtype=torch.float16, **options)
+    return PackedLinear.from_codes(codes, torch.randn(12), torch.float32, torch.rand(40) + 0.5 if bits == 3 else None)
+
+
 LAYERS: dict[str, tuple[CompressedLayer, tuple[int, int]]] = {
     "int8": (Int8Linear.from_weight(torch.randn(12, 40), torch.randn(12)), (12, 40)),
     "int8 by tensor, no bias": (Int8Linear.from_weight(torch.randn(12, 40), None, "tensor"), (12, 40)),
     "table of 8 bits": (QuantizedEmbedding.from_table(nn.Embedding(30, 48), 8), (30, 48)),
     "table of 4 bits": (QuantizedEmbedding.from_table(nn.Embedding(30, 48, padding_idx=1), 4, 16), (30, 48)),
+    "table of 5 bits": (QuantizedEmbedding.from_table(nn.Embedding(30, 48), 5, 16), (30, 48)),
     "head": (head(), (30, 48)),
+    "packed": (packed(4, 8), (12, 40)),
+    "packed, scaled input": (packed(3, 8), (12, 40)),
+    "packed, one scale": (packed(6, None, whole=True), (12, 40)),
+    "packed, symmetric rows": (packed(5, None, symmetric=True), (12, 40)),
     "low rank": (LowRankLinear.from_factors(torch.randn(12, 5), torch.randn(5, 40), torch.randn(12)), (12, 40)),
 }
 EVERY = pytest.mark.parametrize("name", LAYERS)
@@ -87,7 +100,8 @@ def test_integers_take_no_gradient_and_hide_from_the_stock_class(name: str) -> N
 @EVERY
 def test_kept_dtypes_survive_every_conversion(name: str) -> None:
     layer, _ = LAYERS[name]
-    kept = {key: layer.get_parameter(key).clone() for key in layer.keeps_dtype}
+    present = [key for key in layer.keeps_dtype if getattr(layer, key) is not None]
+    kept = {key: layer.get_parameter(key).clone() for key in present}
     converted = copy.deepcopy(layer).half().bfloat16().to(torch.float64).float()
     for key, value in kept.items():
         assert torch.equal(converted.get_parameter(key), value)

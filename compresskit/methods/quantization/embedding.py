@@ -1,4 +1,4 @@
-"""``quantization.embedding``: lookup tables in 8 or 4 bits, and the tied head with them."""
+"""``quantization.embedding``: lookup tables in 2 to 8 bits, and the tied head with them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from compresskit.core.sites import Site
 from compresskit.core.weights import view
 from compresskit.methods.quantization._shared import quantization_detail, users_of_weight, weight_bytes
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
+from compresskit.numerics.packing import packed_bytes
 from compresskit.registry import register
 
 
 @register
 class Embedding(Compressor):
-    """Embedding tables in 8 or 4 bits, a scale for each row or group; a head tied to a table shares its codes.
+    """Embedding tables in 2 to 8 bits, a scale for each row or group; a head tied to a table shares its codes.
 
     In small encoders the table is half of the file: compressing the blocks alone can't make it small. Tables of words,
     positions and token types are taken; a relative position table, a few hundred numbers, is not.
@@ -34,7 +35,9 @@ class Embedding(Compressor):
     leaves: ClassVar[tuple[str, ...] | None] = ()
     paper: ClassVar[str] = "Shen et al., Q-BERT (group-wise), 2020 (arXiv 1909.05840); scales by least squares"
 
-    bits: Literal[4, 8] = Field(8, description="8: symmetric; 4: packed, with zero points and float16 scales")
+    bits: Literal[2, 3, 4, 5, 6, 7, 8] = Field(
+        8, description="8: symmetric; less: packed without gaps, with zero points and float16 scales"
+    )
     group: int | None = Field(None, ge=2, description="columns that share a scale; none: the whole row")
 
     def predicted_saving(self, model: PreTrainedModel, sites: Sequence[Site]) -> int | None:
@@ -46,11 +49,11 @@ class Embedding(Compressor):
         return saved
 
     def _stored(self, rows: int, columns: int) -> int:
-        """Bytes of a (V, D) table: int8 codes and float32 scales, or half bytes, float16 scales, zero points."""
+        """Bytes of a (V, D) table: int8 codes and float32 scales, or packed codes, float16 scales, zero points."""
         groups = 1 if self.group is None else columns // self.group
         if self.bits == 8:
             return rows * (columns + 4 * groups)
-        return rows * ((columns + 1) // 2 + 2 * groups + (groups + 1) // 2)
+        return rows * (packed_bytes(columns, self.bits) + 2 * groups + packed_bytes(groups, self.bits))
 
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
         plain = view(model, site.path)

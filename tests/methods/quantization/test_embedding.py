@@ -26,6 +26,7 @@ from compresskit.tasks.fidelity import compare, outputs
 from tests import models
 
 OPTIONS: list[dict[str, Any]] = [{"bits": 8}, {"bits": 8, "group": 32}, {"bits": 4}, {"bits": 4, "group": 16}]
+OPTIONS += [{"bits": 6, "group": 32}, {"bits": 5, "group": 16}, {"bits": 3, "group": 16}]
 TIED = [("gpt2", "lm_head"), ("t5", "lm_head"), ("bert", "cls.predictions.decoder")]
 TIED += [("roberta", "lm_head.decoder"), ("albert", "predictions.decoder"), ("distilbert", "vocab_projector")]
 
@@ -50,14 +51,14 @@ def test_every_table_of_every_architecture(family: str, options: dict[str, Any])
         layer, weight = model.get_submodule(site.path), view(original, site.path).weight
         assert isinstance(layer, QuantizedEmbedding)
         bits, group = options["bits"], options.get("group")
-        grid = symmetric(weight, 8, group) if bits == 8 else asymmetric(weight, 4, group, scale_dtype=torch.float16)
-        torch.testing.assert_close(layer.weight, grid.values().float())
+        grid = symmetric(weight, 8, group) if bits == 8 else asymmetric(weight, bits, group, scale_dtype=torch.float16)
+        torch.testing.assert_close(layer.weight, grid.values().float(), rtol=1e-3, atol=1e-6)
         detail = context.details[site.path]
         assert detail["bytes"] == [4 * weight.numel(), layer.stored_bytes()]
         assert detail["bits_per_weight"] == pytest.approx(8 * layer.stored_bytes() / weight.numel(), abs=1e-4)
         error = float((layer.weight - weight).norm() / weight.norm())
         assert detail["relative_error"] == pytest.approx(error, rel=1e-4)
-        assert error < (0.012 if bits == 8 else 0.13)
+        assert error < {8: 0.012, 6: 0.03, 5: 0.06, 4: 0.13, 3: 0.2}[bits]
     saved = size_of(original).bytes - size_of(model).bytes
     assert saved == method.predicted_saving(original, sites)
     assert size_of(model).parameters == size_of(original).parameters
@@ -190,7 +191,7 @@ def test_half_precision_stays() -> None:
     assert models.output(model, models.inputs("gpt2")).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("options", [{"bits": 3}, {"group": 1}, {"symmetric": True}])
+@pytest.mark.parametrize("options", [{"bits": 1}, {"group": 1}, {"symmetric": True}])
 def test_wrong_options(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Embedding.model_validate(options)

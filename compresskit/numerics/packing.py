@@ -1,0 +1,83 @@
+"""Codes of 1 to 8 bits, stored without gaps: code k of a row takes bits k b … k b + b - 1, the lowest first.
+
+Bytes are filled from their lowest bit, each row starts a new byte, and what is left of its last byte is 0. For 4 bits
+these are nibbles, the first code in the low half; ONNX Runtime's block-quantized operators read the same order.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes of a row of ``count`` codes."""
+    return -(-count * bits // 8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """(…, n) codes 0 … 2^b - 1 of any integer type as (…, ceil(n b / 8)) uint8."""
+    if bits == 8:
+        return codes.to(torch.uint8).contiguous()
+    count = codes.shape[-1]
+    # Eight codes fill b bytes exactly; fewer where b divides 8.
+    step = _codes_at_once(bits)
+    words = F.pad(codes, (0, -count % step)).to(torch.int64).unflatten(-1, (-1, step))
+    word = (words << (bits * torch.arange(step, device=codes.device))).sum(-1, keepdim=True)
+    parts = (word >> (8 * torch.arange(step * bits // 8, device=codes.device))) & 255
+    return parts.to(torch.uint8).flatten(-2)[..., : packed_bytes(count, bits)].contiguous()
+
+
+def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The inverse of ``pack``: (…, m) bytes as (…, ``count``) uint8 codes."""
+    if bits == 8:
+        return packed[..., :count]
+    size = _codes_at_once(bits) * bits // 8
+    mask = 2**bits - 1
+    if size == 1:
+        codes = torch.stack([(packed >> shift) & mask for shift in range(0, 8, bits)], -1)
+        return codes.flatten(-2)[..., :count]
+    chunks = F.pad(packed, (0, -packed.shape[-1] % size)).unflatten(-1, (-1, size))
+    codes = torch.stack([_straddling(chunks, number * bits, bits, mask) for number in range(8)], -1)
+    return codes.flatten(-2)[..., :count]
+
+
+def _straddling(chunks: Tensor, begin: int, bits: int, mask: int) -> Tensor:
+    """The code that begins at bit ``begin`` of each chunk (…, b); it may reach into the next byte."""
+    byte, shift = divmod(begin, 8)
+    code = chunks[..., byte] >> shift
+    if shift + bits > 8:
+        code = code | (chunks[..., byte + 1] << (8 - shift))
+    return code & mask
+
+
+def unpack_float(packed: Tensor, bits: int, count: int) -> Tensor:
+    """``unpack`` in float32, without shifts of bytes, which the ONNX exporter takes for signed ones; as exact."""
+    values = packed.float()
+    if bits == 8:
+        return values[..., :count]
+    size = _codes_at_once(bits) * bits // 8
+    if values.shape[-1] % size:
+        values = F.pad(values, (0, -values.shape[-1] % size))
+    chunks = values.unflatten(-1, (-1, size))
+    parts = []
+    for number in range(_codes_at_once(bits)):
+        byte, shift = divmod(number * bits, 8)
+        window = chunks[..., byte]
+        if shift + bits > 8:
+            window = window + 256 * chunks[..., byte + 1]
+        code = torch.floor(window / 2**shift) if shift else window
+        parts.append(code - 2**bits * torch.floor(code / 2**bits))
+    return torch.stack(parts, -1).flatten(-2)[..., :count]
+
+
+def _codes_at_once(bits: int) -> int:
+    """How many codes fill whole bytes."""
+    return 8 // bits if 8 % bits == 0 else 8
+
+
+def pack_oracle(codes: list[int], bits: int) -> bytes:
+    """``pack`` of one row, as one long number."""
+    number = sum(code << (bits * index) for index, code in enumerate(codes))
+    return number.to_bytes(packed_bytes(len(codes), bits), "little")

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compresskit.numerics import packing
+from compresskit.numerics.grids import pack_nibbles
+
+
+@given(bits=st.integers(1, 8), count=st.integers(1, 41), seed=st.integers(0, 1000))
+def test_packed_without_gaps_and_back(bits: int, count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 2**bits, (3, count), generator=generator, dtype=torch.uint8)
+    packed = packing.pack(codes, bits)
+    assert packed.shape == (3, packing.packed_bytes(count, bits))
+    for row, found in zip(codes.tolist(), packed, strict=True):
+        assert bytes(found.tolist()) == packing.pack_oracle(row, bits)
+    assert torch.equal(packing.unpack(packed, bits, count), codes)
+    assert torch.equal(packing.unpack_float(packed, bits, count), codes.float())
+
+
+def test_four_bits_are_nibbles() -> None:
+    codes = torch.randint(0, 16, (5, 7))
+    assert torch.equal(packing.pack(codes, 4), pack_nibbles(codes))
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_leading_axes(bits: int) -> None:
+    codes = torch.randint(0, 2**bits, (2, 3, 10))
+    assert torch.equal(packing.unpack(packing.pack(codes, bits), bits, 10), codes.to(torch.uint8))
