@@ -13,6 +13,7 @@ from compresskit.cli.bench_compare import bench_compare
 from compresskit.cli.bench_doctor import bench_doctor
 from compresskit.cli.bench_report import bench_report
 from compresskit.cli.bench_scale import bench_scale
+from compresskit.cli.suite import suite
 from compresskit.errors import UsageError
 
 bench = typer.Typer(help="Compare models on this machine, in turns, with the noise shown.", no_args_is_help=True)
@@ -20,6 +21,7 @@ bench.command("compare")(bench_compare)
 bench.command("report")(bench_report)
 bench.command("doctor")(bench_doctor)
 bench.command("scale")(bench_scale)
+bench.command("suite")(suite)
 
 
 @bench.command()

@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from compresskit.checkpoint.source import Source
 
-BESIDE = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "modules.json",
-)
+WEIGHTS = (".safetensors", ".bin", ".onnx", ".data", ".h5", ".msgpack", ".pt", ".ot")
 
 
 @dataclass(frozen=True)
@@ -84,11 +77,12 @@ class Peer(ABC):
 
 
 def put_beside(source: Path, folder: Path) -> None:
-    """Config and tokenizer next to a peer's file: they are needed to serve it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in BESIDE:
-        if (source / name).is_file():
-            shutil.copy(source / name, folder / name)
+    """Config, tokenizer and so on next to a model's file: everything of a checkpoint but its weights."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and path.suffix not in WEIGHTS and not path.name.endswith(".index.json"):
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
 
 
 def link_all(source: Path, folder: Path) -> None:

@@ -68,7 +68,7 @@ class _BitsAndBytes(_Quantized):
 
         torch.set_num_threads(settings.threads)
         name = (json.loads((path / "config.json").read_text(encoding="utf-8")).get("architectures") or ["AutoModel"])[0]
-        config = transformers.BitsAndBytesConfig(**self.options)  # type: ignore[no-untyped-call]
+        config = transformers.BitsAndBytesConfig(**self.options)
         with quiet_transformers():
             self.model = getattr(transformers, name).from_pretrained(
                 path, quantization_config=config, device_map="cpu", dtype=torch.float32, local_files_only=True
