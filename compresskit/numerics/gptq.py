@@ -1,6 +1,6 @@
-"""GPTQ: rounding a matrix column by column, the columns to come making up for the error of those before.
+"""GPTQ: columns are rounded one by one, and what each loses is made up for by those that follow.
 
-Frantar et al., GPTQ, ICLR 2023 (arXiv 2210.17323). Shapes: O outputs, I inputs, G groups of columns.
+Frantar et al. 2023 (arXiv 2210.17323). Shapes: W (O, I), the inputs' second moments H = Σ x xᵀ (I, I).
 """
 
 from __future__ import annotations
@@ -8,78 +8,139 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BLOCK = 128
-"""Columns after which the error is spread over the rest of the matrix (there, section 3.3)."""
+from compresskit.numerics.rtn import Codes, nearest, quantize
+
+DAMPING = 0.01
+"""Default damping in units of the mean of H's diagonal."""
+
+RETRIES = 8
+BLOCK = 128
+"""Columns after which the rest of the matrix is brought up to date, in one product."""
 
 
-def gptq_codes(
+def gptq(
     weight: Tensor,
     gram: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    lowest: int,
-    highest: int,
+    bits: int,
+    group: int | None = None,
     *,
-    damping: float = 0.01,
+    symmetric: bool = False,
+    damping: float = DAMPING,
     act_order: bool = True,
-) -> Tensor:
-    """Codes (O, I) of ``weight`` on the grid of ``scale`` and ``zero``, for inputs with Σ x xᵀ = ``gram`` (I, I).
+    block: int = BLOCK,
+    scale_dtype: torch.dtype = torch.float32,
+) -> Codes:
+    """Codes of ``weight`` (O, I) that keep W x, for the inputs that ``gram`` tells of.
+
+    With U the upper Cholesky factor of H⁻¹, rounding column j loses e = (w_j - q_j) / U_jj, and columns k > j get
+    - e U_jk: eq. 2 and 3 of the paper. The scales of all groups are chosen before, weighted by H's diagonal, so that
+    the order of rounding doesn't change which columns share one.
 
     Args:
-        scale, zero: (O, G) of the unrounded weights, groups being equal runs of columns; ``zero`` None stands for 0.
-        lowest, highest: the smallest and the largest code.
-        damping: share of the mean of the diagonal that is added to it.
-        act_order: columns of large inputs first, while many others can still make up for them.
+        gram: Σ x xᵀ, any multiple of it.
+        damping: share of the mean diagonal that is added to it; raised tenfold while H can't be inverted.
+        act_order: round the columns with the largest inputs first.
+        block: columns at a time between updates of the rest; it changes the time only.
 
-    Columns whose input is always 0 are rounded to the nearest code. Returned as float32, whole numbers.
+    Inputs that are always 0 have their weights rounded to nearest: nothing is known of them.
+
+    Raises:
+        torch.linalg.LinAlgError: if ``gram`` isn't finite, or can't be inverted however damped.
     """
-    columns = weight.shape[1]
-    size = columns // scale.shape[1]
-    diagonal = gram.diagonal()
-    order = diagonal.argsort(descending=True, stable=True) if act_order else torch.arange(columns, device=weight.device)
-    dead = diagonal <= 0
-    curvature = gram.double().clone()
-    curvature[dead, dead] = 1.0
-    factor = _factor(curvature[order][:, order], damping).to(weight.device)
-    rest = weight.detach().float()[:, order].clone()
-    groups = order // size
-    steps = scale.float()[:, groups]
-    offsets = torch.zeros_like(steps) if zero is None else zero.float()[:, groups]
-    codes = torch.empty_like(rest)
-    for start in range(0, columns, _BLOCK):
-        stop = min(start + _BLOCK, columns)
-        errors = torch.empty(rest.shape[0], stop - start, device=rest.device)
-        for column in range(start, stop):
-            step, offset = steps[:, column], offsets[:, column]
-            code = (rest[:, column] / step).round_().add_(offset).clamp_(lowest, highest)
-            codes[:, column] = code
-            error = (rest[:, column] - (code - offset) * step) / factor[column, column]
-            rest[:, column:stop] -= error[:, None] * factor[column, column:stop]
-            errors[:, column - start] = error
-        rest[:, stop:] -= errors @ factor[start:stop, stop:]
-    return codes[:, order.argsort()]
+    moments = gram.double().to(weight.device)
+    if not bool(torch.isfinite(moments).all()):
+        raise torch.linalg.LinAlgError("the second moments of the inputs aren't finite")
+    importance = moments.diagonal().clamp(min=0)
+    start = quantize(
+        weight,
+        bits,
+        group,
+        symmetric=symmetric,
+        importance=_relative(importance),
+        scale_dtype=scale_dtype,
+    )
+    order = importance.argsort(descending=True, stable=True) if act_order else torch.arange(len(importance))
+    order = order.to(weight.device)
+    upper = inverse_root(moments[order][:, order], damping).to(torch.float32)
+    columns = weight.detach().float().T[order].contiguous()
+    size = weight.shape[1] if group is None else group
+    groups = (order // size).cpu().tolist()
+    zero = torch.full_like(start.scale, 2.0 ** (bits - 1)) if start.zero is None else start.zero
+    codes = _round_columns(columns, upper, start.scale.float().T, zero.float().T, groups, 2**bits - 1, block)
+    found = torch.empty_like(codes)
+    found[order] = codes
+    return Codes(found.T.contiguous().to(torch.uint8), start.scale, start.zero, bits)
 
 
-def _factor(curvature: Tensor, damping: float) -> Tensor:
-    """U, upper triangular with Uᵀ U = (H + λ mean(diag H))⁻¹, in float32."""
-    size = curvature.shape[0]
-    identity = torch.eye(size, dtype=curvature.dtype, device=curvature.device)
-    lower = torch.linalg.cholesky(curvature + damping * curvature.diagonal().mean() * identity)
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+def _relative(importance: Tensor) -> Tensor:
+    """``importance`` with mean 1 and nothing at 0: a column that is never seen still gets a scale that holds it."""
+    mean = importance.mean()
+    return importance / mean + 1e-4 if mean > 0 else torch.ones_like(importance)
 
 
-def gptq_oracle(weight: Tensor, gram: Tensor, scale: Tensor, lowest: int, highest: int, damping: float) -> Tensor:
-    """The same by its definition: after each column, the exact update of all others by the inverse of what is left.
-
-    One scale a row, columns in their order, float64 (eq. 2 and 3 of the paper).
-    """
-    rest = weight.double().clone()
-    curvature = gram.double() + damping * gram.double().diagonal().mean() * torch.eye(gram.shape[0], dtype=torch.double)
-    step = scale.double().reshape(-1)
-    codes = torch.zeros_like(rest)
-    for column in range(rest.shape[1]):
-        inverse = torch.linalg.inv(curvature[column:, column:])
-        codes[:, column] = (rest[:, column] / step).round().clamp(lowest, highest)
-        error = (rest[:, column] - codes[:, column] * step) / inverse[0, 0]
-        rest[:, column:] -= error[:, None] * inverse[0]
+def _round_columns(
+    columns: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, groups: list[int], top: int, block: int
+) -> Tensor:
+    """Codes (I, O) of ``columns`` (I, O), which are used up; scales and zero points (G, O), one a column's group."""
+    count = columns.shape[0]
+    codes = torch.empty_like(columns)
+    for begin in range(0, count, block):
+        end = min(begin + block, count)
+        part, losses = columns[begin:end], torch.empty_like(columns[begin:end])
+        local = upper[begin:end, begin:end]
+        for offset in range(end - begin):
+            number = groups[begin + offset]
+            code = nearest(part[offset], scale[number], zero[number], top)
+            codes[begin + offset] = code
+            loss = (part[offset] - scale[number] * (code - zero[number])) / local[offset, offset]
+            part[offset:] -= local[offset, offset:, None] * loss
+            losses[offset] = loss
+        columns[end:] -= upper[begin:end, end:].T @ losses
     return codes
+
+
+def inverse_root(moments: Tensor, damping: float) -> Tensor:
+    """Upper U with Uᵀ U = (H + λ I)⁻¹, float64; inputs that never occur count as independent.
+
+    Raises:
+        torch.linalg.LinAlgError: see ``gptq``.
+    """
+    work = moments.clone()
+    diagonal = work.diagonal()
+    mean = float(diagonal.mean())
+    diagonal[diagonal <= 0] = mean if mean > 0 else 1.0
+    level = damping
+    for _ in range(RETRIES):
+        damped = work + level * max(mean, 1e-300) * torch.eye(len(work), dtype=work.dtype, device=work.device)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if int(failed) == 0:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if int(failed) == 0 and bool(torch.isfinite(upper).all()):
+                return upper
+        level = max(10 * level, 1e-6)
+    raise torch.linalg.LinAlgError("the second moments of the inputs can't be inverted, however damped")
+
+
+def output_error(change: Tensor, gram: Tensor) -> float:
+    """Σ |ΔW x|² over the inputs that ``gram`` Σ x xᵀ tells of, for ``change`` ΔW (O, I)."""
+    wide = change.double()
+    return float(((wide @ gram.double().to(wide.device)) * wide).sum())
+
+
+def gptq_oracle(weight: Tensor, gram: Tensor, start: Codes, order: list[int], damping: float) -> Tensor:
+    """``gptq``'s values (O, I) for the scales of ``start``, in float64: H⁻¹ of the rest is inverted at every column."""
+    top, size = 2**start.bits - 1, weight.shape[1] // start.scale.shape[1]
+    moments = gram.double()
+    moments = moments + damping * moments.diagonal().mean() * torch.eye(len(moments), dtype=torch.float64)
+    work, rest = weight.double().clone(), list(order)
+    found = torch.zeros_like(work)
+    for column in order:
+        scale = start.scale[:, column // size].double()
+        half = torch.full_like(scale, 2.0 ** (start.bits - 1))
+        zero = half if start.zero is None else start.zero[:, column // size].double()
+        found[:, column] = scale * (nearest(work[:, column], scale, zero, top) - zero)
+        inverse = torch.linalg.inv(moments[rest][:, rest])
+        loss = (work[:, column] - found[:, column]) / inverse[0, 0]
+        work[:, rest] -= loss[:, None] * inverse[0]
+        rest = rest[1:]
+    return found

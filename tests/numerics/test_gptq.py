@@ -1,61 +1,84 @@
-"""The solver against its definition, and against rounding to the nearest."""
-
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import Tensor
 
-from compresskit.numerics.gptq import gptq_codes, gptq_oracle
-from compresskit.numerics.grids import asymmetric, symmetric
+from compresskit.numerics.gptq import gptq, gptq_oracle, inverse_root, output_error
+from compresskit.numerics.rtn import quantize
 
 
-def problem(outputs: int = 12, inputs: int = 24, tokens: int = 400) -> tuple[Tensor, Tensor, Tensor]:
-    """A matrix, correlated inputs (N, I), and their gram matrix."""
-    generator = torch.Generator().manual_seed(0)
-    mix = torch.randn(inputs, inputs, generator=generator)
-    rows = torch.randn(tokens, inputs, generator=generator) @ mix
-    weight = torch.randn(outputs, inputs, generator=generator)
-    return weight, rows, (rows.T @ rows).double()
+def inputs(count: int, features: int, seed: int = 0) -> Tensor:
+    """Correlated rows, as activations are."""
+    mix = torch.randn(features, features, generator=torch.Generator().manual_seed(0)) / features**0.5
+    return torch.randn(count, features, generator=torch.Generator().manual_seed(seed + 1)) @ (mix + torch.eye(features))
 
 
-def test_it_is_the_definition() -> None:
-    weight, _, gram = problem()
-    grid = symmetric(weight, 4)
-    found = gptq_codes(weight, gram, grid.scale, None, -7, 7, damping=0.01, act_order=False)
-    expected = gptq_oracle(weight, gram, grid.scale, -7, 7, 0.01)
-    assert float((found.double() != expected).double().mean()) < 0.02, "ties of rounding apart, the same codes"
+def weights(rows: int, columns: int) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(7))
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("act_order", [False, True])
-@pytest.mark.parametrize("group", [None, 8])
-def test_outputs_move_less_than_by_the_nearest_codes(bits: int, act_order: bool, group: int | None) -> None:
-    weight, rows, gram = problem()
-    grid = asymmetric(weight, bits, group)
-    codes = gptq_codes(weight, gram, grid.scale, grid.zero, 0, 2**bits - 1, act_order=act_order)
-    assert bool(((codes >= 0) & (codes < 2**bits) & (codes == codes.round())).all())
-    scale = grid.scale.float().repeat_interleave(24 // grid.scale.shape[1], 1)
-    zero = torch.zeros(()) if grid.zero is None else grid.zero.float().repeat_interleave(24 // grid.scale.shape[1], 1)
-    exact = rows @ weight.T
-    solved = float((rows @ ((codes - zero) * scale).T - exact).norm())
-    nearest = float((rows @ grid.values().T - exact).norm())
-    assert solved < nearest
+@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize(("group", "symmetric"), [(None, False), (8, False), (8, True)])
+def test_equals_the_oracle(act_order: bool, group: int | None, symmetric: bool) -> None:
+    weight, rows = weights(5, 24), inputs(100, 24)
+    gram = rows.T @ rows
+    found = gptq(weight, gram, 3, group, symmetric=symmetric, act_order=act_order, block=7)
+    order = gram.diagonal().argsort(descending=True, stable=True).tolist() if act_order else list(range(24))
+    torch.testing.assert_close(found.values().double(), gptq_oracle(weight, gram, found, order, 0.01))
 
 
-def test_dead_and_constant_inputs_give_finite_codes() -> None:
-    weight, rows, _ = problem()
-    rows[:, 3] = 0
-    rows[:, 5] = 1e-3
-    weight[2] = 0
-    grid = symmetric(weight, 4)
-    codes = gptq_codes(weight, (rows.T @ rows).double(), grid.scale, None, -7, 7)
-    assert bool(codes.isfinite().all())
-    assert torch.equal(codes[:, 3], grid.codes[:, 3].float()), "an input that is never used is rounded to the nearest"
-    assert not codes[2].any()
+@pytest.mark.parametrize("block", [1, 5, 24, 128])
+def test_blocks_change_the_time_only(block: int) -> None:
+    weight, rows = weights(16, 24), inputs(100, 24)
+    gram = rows.T @ rows
+    assert torch.equal(gptq(weight, gram, 4, block=block).codes, gptq(weight, gram, 4, block=9).codes)
 
 
-def test_independent_inputs_are_rounded_to_the_nearest() -> None:
-    weight, _, _ = problem()
-    grid = symmetric(weight, 4)
-    assert torch.equal(gptq_codes(weight, torch.eye(24), grid.scale, None, -7, 7), grid.codes.float())
+def test_independent_inputs_give_round_to_nearest() -> None:
+    weight = weights(16, 24)
+    assert torch.equal(gptq(weight, torch.eye(24) * 3, 4, 8).codes, quantize(weight, 4, 8).codes)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("group", [None, 32])
+def test_better_than_rounding_on_inputs_that_it_has_not_seen(bits: int, group: int | None) -> None:
+    weight, seen, fresh = weights(32, 64), inputs(400, 64), inputs(200, 64, seed=5)
+    found = gptq(weight, seen.T @ seen, bits, group).values() - weight
+    plain = quantize(weight, bits, group).values() - weight
+    gram = fresh.T @ fresh
+    assert output_error(found, gram) < 0.85 * output_error(plain, gram)
+    assert output_error(found, gram) == pytest.approx(float((fresh @ found.T).double().square().sum()), rel=1e-4)
+
+
+def test_inputs_that_never_occur_are_rounded_to_nearest() -> None:
+    weight, rows = weights(8, 24), inputs(100, 24)
+    rows[:, 5] = 0
+    found = gptq(weight, rows.T @ rows, 4)
+    nearest = torch.round(weight[:, 5] / found.scale[:, 0]) + found.zero[:, 0]  # type: ignore[index]
+    assert torch.equal(found.codes[:, 5].float(), nearest.clamp(0, 15))
+    assert bool(gptq(weight, torch.zeros(24, 24), 4).values().isfinite().all())
+
+
+def test_fewer_inputs_than_columns() -> None:
+    weight, rows = weights(8, 24), inputs(3, 24)
+    found = gptq(weight, rows.T @ rows, 4).values()
+    assert float((found - weight).abs().max()) < 2
+
+
+def test_moments_that_are_not_finite() -> None:
+    gram = torch.eye(24)
+    gram[2, 2] = float("nan")
+    with pytest.raises(torch.linalg.LinAlgError, match="finite"):
+        gptq(weights(4, 24), gram, 4)
+    with pytest.raises(torch.linalg.LinAlgError, match="inverted"):
+        inverse_root(torch.tensor([[1.0, 1e9], [1e9, 1.0]], dtype=torch.float64), 0.01)
+
+
+def test_the_root_is_that_of_the_inverse() -> None:
+    rows = inputs(100, 24)
+    gram = (rows.T @ rows).double()
+    upper = inverse_root(gram, 0.01)
+    damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(24, dtype=torch.float64)
+    torch.testing.assert_close(upper.T @ upper, torch.linalg.inv(damped))
+    assert torch.equal(upper, upper.triu())
