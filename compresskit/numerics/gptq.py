@@ -59,17 +59,45 @@ def gptq(
         importance=_relative(importance),
         scale_dtype=scale_dtype,
     )
-    order = importance.argsort(descending=True, stable=True) if act_order else torch.arange(len(importance))
+    zero = torch.full_like(start.scale, 2.0 ** (bits - 1)) if start.zero is None else start.zero
+    codes = gptq_codes(
+        weight, moments, start.scale, zero, 0, 2**bits - 1, damping=damping, act_order=act_order, block=block
+    )
+    return Codes(codes.to(torch.uint8), start.scale, start.zero, bits)
+
+
+def gptq_codes(
+    weight: Tensor,
+    gram: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    low: int,
+    high: int,
+    *,
+    damping: float = DAMPING,
+    act_order: bool = True,
+    block: int = BLOCK,
+) -> Tensor:
+    """Codes ``low`` … ``high`` (O, I), in float32, of ``weight`` for given scales; see ``gptq``.
+
+    Args:
+        scale, zero: (O, G); ``zero`` None: 0.
+    """
+    moments = gram.double().to(weight.device)
+    if not bool(torch.isfinite(moments).all()):
+        raise torch.linalg.LinAlgError("the second moments of the inputs aren't finite")
+    diagonal = moments.diagonal()
+    order = diagonal.argsort(descending=True, stable=True) if act_order else torch.arange(len(diagonal))
     order = order.to(weight.device)
     upper = inverse_root(moments[order][:, order], damping).to(torch.float32)
     columns = weight.detach().float().T[order].contiguous()
-    size = weight.shape[1] if group is None else group
-    groups = (order // size).cpu().tolist()
-    zero = torch.full_like(start.scale, 2.0 ** (bits - 1)) if start.zero is None else start.zero
-    codes = _round_columns(columns, upper, start.scale.float().T, zero.float().T, groups, 2**bits - 1, block)
+    groups = (order // (weight.shape[1] // scale.shape[1])).cpu().tolist()
+    wide = scale.float().T
+    centre = torch.zeros_like(wide) if zero is None else zero.float().T
+    codes = _round_columns(columns, upper, wide, centre, groups, (low, high), block)
     found = torch.empty_like(codes)
     found[order] = codes
-    return Codes(found.T.contiguous().to(torch.uint8), start.scale, start.zero, bits)
+    return found.T.contiguous()
 
 
 def _relative(importance: Tensor) -> Tensor:
@@ -79,7 +107,7 @@ def _relative(importance: Tensor) -> Tensor:
 
 
 def _round_columns(
-    columns: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, groups: list[int], top: int, block: int
+    columns: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, groups: list[int], ends: tuple[int, int], block: int
 ) -> Tensor:
     """Codes (I, O) of ``columns`` (I, O), which are used up; scales and zero points (G, O), one a column's group."""
     count = columns.shape[0]
@@ -90,7 +118,7 @@ def _round_columns(
         local = upper[begin:end, begin:end]
         for offset in range(end - begin):
             number = groups[begin + offset]
-            code = nearest(part[offset], scale[number], zero[number], top)
+            code = (torch.round(part[offset] / scale[number]) + zero[number]).clamp(*ends)
             codes[begin + offset] = code
             loss = (part[offset] - scale[number] * (code - zero[number])) / local[offset, offset]
             part[offset:] -= local[offset, offset:, None] * loss
