@@ -22,14 +22,15 @@ def bench_report(
     """Write one self-contained HTML page that shows the trade: quality, latency, size, noise, warnings first."""
     from compresskit.bench.files import write_atomically
     from compresskit.report import bench_page, bench_tables
-    from compresskit.report.given import read_records
+    from compresskit.report.given import read_given
 
     targets = {"page": output}
     targets |= {"markdown": output.with_suffix(".md")} if markdown else {}
     targets |= {"csv": output.with_suffix(".csv")} if csv else {}
     _refuse_to_overwrite(records, list(targets.values()))
-    named = read_records(records)
-    texts = {"page": bench_page.bench_page(named)}
+    given = read_given(records)
+    named = given.records
+    texts = {"page": bench_page.bench_page(named, given.suites)}
     if markdown:
         texts["markdown"] = bench_page.markdown_page(named)
     if csv:

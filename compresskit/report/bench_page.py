@@ -18,15 +18,17 @@ from compresskit.report.profiled import profile_section
 from compresskit.report.quality import quality
 from compresskit.report.render import MOST_BYTES, render
 from compresskit.report.steps import layer_section, waterfall_section
+from compresskit.report.suite import Summary, suite_part
 from compresskit.report.view import View
 
 MOST_RECORDS = 24
+MOST_SUITES = 4
 _MOST_DETAILED = 6
 _MARGIN = 20_000
 
 
-def bench_page(named: Sequence[tuple[str, Record]]) -> str:
-    """HTML under 1 MB for ``(name, record)`` pairs, at least one; what doesn't fit is left out and named.
+def bench_page(named: Sequence[tuple[str, Record]], suites: Sequence[Summary] = ()) -> str:
+    """HTML under 1 MB for ``(name, record)`` pairs, at least one, or for suites; what doesn't fit is named.
 
     The charts come first; the records' data share the room that is left, and a page that is still too large shows
     fewer details of each record.
@@ -35,24 +37,25 @@ def bench_page(named: Sequence[tuple[str, Record]]) -> str:
     footer = f"Made by compresskit {__version__}. This page loads nothing and runs no script."
     detailed = _MOST_DETAILED
     while True:
-        parts = [_part(name, record, detailed) for name, record in shown]
+        first = [suite_part(summary) for summary in suites[:MOST_SUITES]]
+        parts = [*first, *(_part(name, record, detailed) for name, record in shown)]
         left_out = len(named) - len(shown)
         if left_out:
             notice = f"{left_out} records more were given than fit on a page: make one of them."
             parts[0] = replace(parts[0], warnings=[notice, *parts[0].warnings])
-        title = _title(shown)
+        title = _title(shown, parts)
         room = MOST_BYTES - _MARGIN - len(render(title, parts, footer=footer).encode())
-        if room > 0 or (detailed == 0 and len(shown) == 1):
+        if room > 0 or (detailed == 0 and len(shown) <= 1):
             break
         if detailed == 0:
-            shown = shown[: -(-2 * len(shown) // 3)]
+            shown = shown[: 2 * len(shown) // 3]
         detailed = detailed // 6
-    each = max(0, room) // len(parts)
+    each = max(0, room) // max(1, len(shown))
     full = [
         replace(part, downloads=_downloads(name, record, each))
-        for part, (name, record) in zip(parts, shown, strict=True)
+        for part, (name, record) in zip(parts[len(first) :], shown, strict=True)
     ]
-    return render(title, full, footer=footer)
+    return render(title, [*parts[: len(first)], *full], footer=footer)
 
 
 def _downloads(name: str, record: Record, room: int) -> list[Download]:
@@ -62,10 +65,10 @@ def _downloads(name: str, record: Record, room: int) -> list[Download]:
     return downloads(record, safe or "record", room, lambda: csv_text([(name, record)]))
 
 
-def _title(named: Sequence[tuple[str, Record]]) -> str:
-    if len(named) > 1:
-        return f"Benchmark: {len(named)} records"
-    return part_title(View(named[0][1]))
+def _title(named: Sequence[tuple[str, Record]], parts: Sequence[Part]) -> str:
+    if len(parts) == 1 or len(parts) > len(named):
+        return parts[0].title
+    return f"Benchmark: {len(named)} records"
 
 
 def part_title(view: View) -> str:

@@ -31,7 +31,7 @@ def environment(record: Record) -> Section:
     ]
     if packages:
         tables.append(Table(["package", "version"], plain(packages), "packages", closed=True))
-    command = " ".join(shlex.quote(text(word)) for word in record.command[:200])
+    command = " ".join(shlex.quote(text(word)) for word in record.command[:100])
     lead = "The same command on the same machine gives figures that may be compared with these."
     return Section("Environment, and how to reproduce", lead, tables=tables, verbatim=command)
 
@@ -76,7 +76,7 @@ def not_measured(view: View) -> Section:
                     groups.setdefault((where, text(metric.reason)), []).append(view.shown(arm))
         if arm.quality is not None and arm.quality.status == "unavailable":
             groups.setdefault((text(arm.quality.metric, 60), text(arm.quality.reason)), []).append(view.shown(arm))
-    for (what, why), names in list(groups.items())[: 3 * MOST_ROWS]:
+    for (what, why), names in list(groups.items())[:MOST_ROWS]:
         unique = list(dict.fromkeys(names))
         who = (
             "all models" if len(unique) == len(view.arms) else ", ".join(unique[:6]) + (" …" if len(unique) > 6 else "")
@@ -87,7 +87,7 @@ def not_measured(view: View) -> Section:
     if not rows:
         return Section("Not measured", "Everything that was asked for was measured.")
     lead = "A figure that could not be had is named here; it is never a zero above."
-    return Section("Not measured", lead, tables=[Table(["what", "of", "why"], plain(rows))])
+    return Section("Not measured", lead, tables=[Table(["what", "of", "why"], plain(rows), cards=True)])
 
 
 def all_figures(view: View) -> Section:

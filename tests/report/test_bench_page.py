@@ -333,11 +333,11 @@ def test_a_hundred_thousand_arms(made: Record) -> None:
     ],
 )
 def test_what_is_no_record_is_refused(tmp_path: Path, content: str) -> None:
-    from compresskit.report.given import read_records
+    from compresskit.report.given import read_given
 
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(DataError) as caught:
-        read_records([tmp_path / "a.json"])
+        read_given([tmp_path / "a.json"])
     assert caught.value.code == "CK-B010"
 
 
@@ -379,3 +379,22 @@ def test_markdown_is_a_table_and_foreign_text_stays_text(made: Record) -> None:
     assert "[x](" not in evil.replace("\\[x](", "")
     columns = {line.replace("\\|", "").count("|") for line in evil.splitlines() if line.startswith("|")}
     assert columns == {8}
+
+
+def test_the_longest_texts_everywhere_still_fit(made: Record) -> None:
+    long = "<" * 5000
+    content = hostile(made.to_dict(), long)
+    arms = content["arms"]
+    for number in range(60):
+        extra = copy.deepcopy(arms[-1]) | {"name": f"{number}{long}"}
+        extra["metrics"] = {
+            f"{index}{long}": {"status": "unavailable", "reason": f"{number}{index}{long}"} for index in range(60)
+        }
+        arms.append(extra)
+    content["comparisons"] = [content["comparisons"][0] | {"b": arm["name"]} for arm in arms]
+    content["command"] = [long] * 300
+    content["not_measured"] = [{"what": long, "why": long}] * 300
+    content["warnings"] = [{"code": long, "text": long}] * 300
+    content["env"]["packages"] = {f"{index}{long}": long for index in range(300)}
+    page = bench_page([(long, Record.model_validate(content))])
+    assert len(page.encode()) < 1_000_000

@@ -13,6 +13,7 @@ from compresskit.report.trade import Point, Span, Standing
 
 _TOP, _BOTTOM = 34, 46
 _LINE = 14
+_LONGEST = 25
 _Box = tuple[float, float, float, float]
 _Piece = tuple[tuple[float, float], tuple[float, float]]
 
@@ -70,10 +71,10 @@ def _spoken(point: Point, standing: Standing) -> str:
 
 
 def _ends(spans: Sequence[Span]) -> list[float]:
-    """Values and whiskers, but whiskers no further out than three times the range of the values."""
+    """Values and whiskers; but a whisker far longer than the values are apart must not press them into one spot."""
     values = [span.value for span in spans]
     low, high = min(values), max(values)
-    room = 3 * (high - low) or abs(high) or 1.0
+    room = _LONGEST * (high - low) or abs(high) or 1.0
     return values + [
         bound for span in spans for bound in (span.low, span.high) if low - room <= bound <= high + room and bound > 0
     ]
@@ -119,9 +120,10 @@ def _whiskers(drawing: Drawing, point: Point, x: Axis, y: Axis, state: str) -> N
     for start, end in _whisker_lines(point, x, y):
         drawing.path([start, end], f"whisker {state}")
         upright = start[0] == end[0]
-        for ex, ey in (start, end):
-            dx, dy = (3, 0) if upright else (0, 3)
-            drawing.line(ex - dx, ey - dy, ex + dx, ey + dy, f"whisker {state}")
+        axis, span, (dx, dy) = (y, point.quality, (3, 0)) if upright else (x, point.cost, (0, 3))
+        for (ex, ey), bound in ((start, span.low), (end, span.high)):
+            if axis.low <= bound <= axis.high:  # what goes on outside has no end to mark
+                drawing.line(ex - dx, ey - dy, ex + dx, ey + dy, f"whisker {state}")
 
 
 def _around(piece: _Piece) -> _Box:
