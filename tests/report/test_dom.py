@@ -11,8 +11,8 @@ from compresskit.bench.record import Record
 from compresskit.report.bench_page import bench_page
 from compresskit.report.page import apply_page
 from tests.report import browser
+from tests.report.pages import hostile
 from tests.report.records import HOSTILE, parts, record, steps
-from tests.report.test_bench_page import hostile
 
 pytestmark = pytest.mark.skipif(browser.find() is None, reason=f"none of {', '.join(browser.NAMES)} is on PATH")
 

@@ -13,8 +13,8 @@ from compresskit.errors import DataError, SecurityError
 from compresskit.report.bench_page import bench_page
 from compresskit.report.given import read_given
 from compresskit.report.suite import Summary, suite_part
+from tests.report.pages import Page, hostile
 from tests.report.records import CELL, HOSTILE, record
-from tests.report.test_bench_page import _Page, hostile
 
 SCORE = {
     "metric": "spearman",
@@ -74,7 +74,7 @@ def test_points_stand_before_the_records(folder: Path) -> None:
     ]
     places = [page.index(each) for each in order]
     assert places == sorted(places)
-    text = " ".join(_Page(page).text)
+    text = " ".join(Page(page).text)
     for figure in (
         "0.244 [0.230, 0.260]",
         "-0.330 [-0.600, -0.100]",
@@ -118,7 +118,7 @@ def test_another_major_version_is_refused(folder: Path) -> None:
 
 def test_foreign_text_stays_text() -> None:
     plain, evil = (
-        _Page(bench_page([], [Summary("a", hostile(summary(), word))])) for word in ("x" * len(HOSTILE), HOSTILE)
+        Page(bench_page([], [Summary("a", hostile(summary(), word))])) for word in ("x" * len(HOSTILE), HOSTILE)
     )
     assert plain.tags == evil.tags
     assert [name for name, _ in plain.attributes] == [name for name, _ in evil.attributes]
