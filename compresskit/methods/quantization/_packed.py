@@ -41,7 +41,6 @@ class WeightOnly(Compressor):
     bits: Bits = Field(4, description="bits of a weight, 2 to 8; 16 and more leave it as it is")
     per: Literal["group", "channel"] = Field("group", description="what shares a scale: a group of a row, or a row")
     group: int = Field(32, ge=2, description="columns of a group; it must divide the columns of the matrix")
-    symmetric: bool = Field(False, description="no zero points: a few bits less, a larger error")
 
     def nothing_asked(self) -> str | None:
         """16 bits and more."""
@@ -54,7 +53,7 @@ class WeightOnly(Compressor):
 
     def zeros(self) -> Zeros:
         """The kind of zero points that the layers get."""
-        return "none" if self.symmetric else "integer"
+        return "integer"
 
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
         if self.nothing_asked():
@@ -69,6 +68,15 @@ class WeightOnly(Compressor):
 
     def _saved(self, plain: WeightView) -> int:
         return weight_bytes(plain) - stored_bytes(plain, self.bits, self.columns, self.zeros())
+
+
+class SymmetricOrNot(WeightOnly):
+    """With the choice whether there are zero points."""
+
+    symmetric: bool = Field(False, description="no zero points: a little smaller, a larger error")
+
+    def zeros(self) -> Zeros:
+        return "none" if self.symmetric else "integer"
 
 
 def refuse_packed_site(model: PreTrainedModel, site: Site, group: int | None) -> str | None:

@@ -12,14 +12,14 @@ from compresskit.core.compressor import Gain
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
-from compresskit.methods.quantization._packed import WeightOnly, finite_weight, install, stored_bytes
+from compresskit.methods.quantization._packed import SymmetricOrNot, finite_weight, install, stored_bytes
 from compresskit.methods.quantization._shared import weight_bytes
 from compresskit.numerics.rtn import quantize, scale_type
 from compresskit.registry import register
 
 
 @register
-class Rtn(WeightOnly):
+class Rtn(SymmetricOrNot):
     """Weights rounded to the nearest of 2 to 8 bits, scales per group, row or matrix that lose least; no data.
 
     The weights are packed without gaps and dequantized as they are used: activations stay float. Tables and the heads

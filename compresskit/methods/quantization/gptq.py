@@ -1,0 +1,75 @@
+"""``quantization.gptq``: columns rounded one by one, each making up for what those before it lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compresskit.core.compressor import Gain, Need, Walk
+from compresskit.core.context import Context
+from compresskit.core.sites import Site
+from compresskit.core.weights import view
+from compresskit.methods.quantization._calibrated import inputs_in_order
+from compresskit.methods.quantization._packed import SymmetricOrNot, finite_weight, install
+from compresskit.numerics.gptq import DAMPING, gptq, output_error
+from compresskit.numerics.rtn import Codes, quantize, scale_type
+from compresskit.registry import register
+
+
+@register
+class Gptq(SymmetricOrNot):
+    """Weights in 2 to 8 bits, column by column: what rounding one loses on real inputs is made up for by the next.
+
+    Block by block: each matrix is fitted to the inputs that the compressed part before it gives. Activations stay
+    float. Where the inputs' moments can't be inverted the matrix is rounded to nearest, and the report says so.
+    """
+
+    family: ClassVar[str] = "quantization"
+    name: ClassVar[str] = "gptq"
+    sites: ClassVar[frozenset[str]] = frozenset({"matrix"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
+    shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory"})
+    walk: ClassVar[Walk] = "block"
+    leaves: ClassVar[tuple[str, ...] | None] = ()
+    paper: ClassVar[str] = "Frantar et al., GPTQ, ICLR 2023 (arXiv 2210.17323)"
+
+    act_order: bool = Field(True, description="round the columns with the largest inputs first")
+    damping: float = Field(DAMPING, gt=0, le=1, description="share of the mean curvature that is added to it")
+
+    def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
+        if self.nothing_asked():
+            return
+        for group, moments in inputs_in_order(model, sites, context):
+            gram = cast(Tensor, moments.gram) / moments.count
+            for site in group:
+                weight = finite_weight(view(model, site.path))
+                codes, note = self._codes(weight, gram, site.path, context)
+                whole = output_error(weight, gram)
+                lost = output_error(codes.values() - weight, gram)
+                error = (lost / whole) ** 0.5 if whole > 0 else 0.0
+                install(model, site.path, codes, context, output_error=error, **note)
+
+    def _codes(self, weight: Tensor, gram: Tensor, path: str, context: Context) -> tuple[Codes, dict[str, str]]:
+        kind = scale_type(weight, self.bits)
+        symmetric, columns = self.symmetric, self.columns
+        try:
+            codes = gptq(
+                weight,
+                gram,
+                self.bits,
+                columns,
+                symmetric=symmetric,
+                damping=self.damping,
+                act_order=self.act_order,
+                scale_dtype=kind,
+            )
+        except torch.linalg.LinAlgError as error:
+            context.warn(f"{path} is rounded to nearest: {error}")
+            codes = quantize(weight, self.bits, columns, symmetric=symmetric, scale_dtype=kind)
+            return codes, {"fallback": "nearest"}
+        return codes, {}
