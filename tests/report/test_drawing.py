@@ -151,3 +151,16 @@ def test_equal_drawings_are_equal_bytes() -> None:
         str(drawing.markup()) for drawing in _all_charts(WIDE, "a")
     ]
     assert not re.search(r"\d\.\d{3,}", str(_all_charts(WIDE, "a")[0].markup())), "no more digits than are seen"
+
+
+@pytest.mark.parametrize(("width", "count"), [(WIDE, 20), (NARROW, 9)])
+def test_many_points_have_numbers_and_a_legend(width: int, count: int) -> None:
+    points = [Point(f"candidate {i}", Span(5 + i, 5 + i, 5 + i), Span(80 - i, 80 - i, 80 - i)) for i in range(count)]
+    drawing = pareto(points, standings(points), width, cost="ms", quality="score", describe=lambda point: point.name)
+    root = ElementTree.fromstring(str(drawing.markup()))
+    texts = [element.text or "" for element in root.iter("text")]
+    assert f"{count}  candidate {count - 1}" in texts
+    assert "candidate 0" not in texts
+    assert texts.count("dominated") == count - 1, "each is named as dominated in the legend"
+    lowest = max(float(element.attrib["y"]) for element in root.iter("text"))
+    assert lowest < plain_height(root)

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from compresskit.report.axis import Axis, axis_over
+from compresskit.report.charts.labels import Box, Label, legend_below, legend_height, place_labels
 from compresskit.report.figure import horizontal_axis, vertical_axis
-from compresskit.report.svg import Drawing, shortened, text_width
+from compresskit.report.svg import Drawing
 from compresskit.report.trade import Point, Span, Standing
 
 _TOP, _BOTTOM = 34, 46
-_LINE = 14
+MOST_NAMES, MOST_NAMES_NARROW = 16, 6
 _LONGEST = 25
-_Box = tuple[float, float, float, float]
 _Piece = tuple[tuple[float, float], tuple[float, float]]
 
 
@@ -39,9 +39,10 @@ def pareto(
     narrow = width < 500
     left, right = (46, 8) if narrow else (58, 16)
     height = 320 if narrow else 380
-    drawing = Drawing(
-        width, height, f"{quality} against {cost}: " + "; ".join(_spoken(p, found[p.name]) for p in points)
-    )
+    keyed = len(points) > (MOST_NAMES_NARROW if narrow else MOST_NAMES)
+    spoken = "; ".join(_spoken(point, found[point.name]) for point in points)
+    legend = legend_height(len(points), width) if keyed else 0
+    drawing = Drawing(width, height + legend, f"{quality} against {cost}: {spoken}")
     x = axis_over(_ends([point.cost for point in points]), left, width - right, margin=0.12)
     bounds = (height - _BOTTOM, _TOP) if higher_is_better else (_TOP, height - _BOTTOM)
     y = axis_over(_ends([point.quality for point in points]), *bounds, margin=0.14, log=False)
@@ -61,8 +62,24 @@ def pareto(
     lines = [_around(piece) for point in points for piece in _whisker_lines(point, x, y)]
     steps = _steps(points, found, x, y)
     lines += [_around(piece) for piece in pairwise(steps)]
-    _labels(drawing, points, found, places, lines, (left + 2, _TOP - 6, width - 2, height - _BOTTOM - 2))
+    area = (left + 2, _TOP - 6, width - 2, height - _BOTTOM - 2)
+    labels = [_label(point, found[point.name], number if keyed else None) for number, point in enumerate(points, 1)]
+    place_labels(drawing, labels, places, lines, area)
+    if keyed:
+        legend_below(drawing, [(point.name, _note(found[point.name])) for point in points], height)
     return drawing
+
+
+def _label(point: Point, standing: Standing, number: int | None) -> Label:
+    """Those on the frontier are placed first, the baseline before others."""
+    rank = 2 * ("frontier", "tied", "dominated").index(standing.state) + (not point.baseline)
+    if number is not None:
+        return Label(point.name, str(number), "", rank)
+    return Label(point.name, point.name, _note(standing), rank)
+
+
+def _note(standing: Standing) -> str:
+    return "" if standing.state == "frontier" else standing.state
 
 
 def _spoken(point: Point, standing: Standing) -> str:
@@ -126,82 +143,6 @@ def _whiskers(drawing: Drawing, point: Point, x: Axis, y: Axis, state: str) -> N
                 drawing.line(ex - dx, ey - dy, ex + dx, ey + dy, f"whisker {state}")
 
 
-def _around(piece: _Piece) -> _Box:
+def _around(piece: _Piece) -> Box:
     (x1, y1), (x2, y2) = piece
     return min(x1, x2) - 2, min(y1, y2) - 2, max(x1, x2) + 2, max(y1, y2) + 2
-
-
-def _labels(
-    drawing: Drawing,
-    points: Sequence[Point],
-    found: Mapping[str, Standing],
-    places: Mapping[str, tuple[float, float, float]],
-    lines: Sequence[_Box],
-    area: _Box,
-) -> None:
-    """Names beside the points, off the lines where there is room; further off with a leader; else only in the table."""
-    taken = [(px - r * 0.7, py - r * 0.7, px + r * 0.7, py + r * 0.7) for px, py, r in places.values()]
-    order = {"frontier": 0, "tied": 1, "dominated": 2}
-    room = (area[2] - area[0]) * (0.42 if drawing.width < 500 else 0.3)
-    for point in sorted(points, key=lambda each: (order[found[each.name].state], not each.baseline)):
-        name = shortened(point.name, room)
-        note = {"dominated": "dominated", "tied": "tied"}.get(found[point.name].state, "")
-        width = max(text_width(name), text_width(note, 10.5))
-        tall = 2 * _LINE if note else _LINE
-        at = places[point.name]
-        others = [place for key, place in places.items() if key != point.name]
-        place = _place(at, width, tall, [*taken, *lines], area, others) or _place(at, width, tall, taken, area, [])
-        if place is None:
-            continue
-        lx, ly, leader = place
-        taken.append((lx, ly, lx + width, ly + tall))
-        if leader:
-            px, py, r = places[point.name]
-            ex, ey = min(max(px, lx), lx + width), min(max(py, ly), ly + tall)
-            if math.hypot(ex - px, ey - py) > r + 8:
-                drawing.line(px, py, ex, ey, "leader")
-        drawing.words(lx, ly + 11, name, "label" + (" faint" if note == "dominated" else ""))
-        if note:
-            drawing.words(lx, ly + 11 + _LINE - 1, note, "note")
-
-
-def _place(
-    at: tuple[float, float, float],
-    width: float,
-    height: float,
-    taken: Sequence[_Box],
-    area: _Box,
-    others: Sequence[tuple[float, float, float]],
-) -> tuple[float, float, bool] | None:
-    """Left, top, and whether it is far off; nearer to its own dot than to any of ``others``."""
-    px, py, r = at
-    for step in range(6):
-        gap = 4 + 14 * step
-        near = [
-            (px + r + gap, py - height / 2),
-            (px - r - gap - width, py - height / 2),
-            (px - width / 2, py - r - gap - height),
-            (px - width / 2, py + r + gap),
-            (px + r * 0.7 + gap, py - r * 0.7 - gap - height / 2),
-            (px + r * 0.7 + gap, py + r * 0.7 + gap - height / 2),
-            (px - r * 0.7 - gap - width, py - r * 0.7 - gap - height / 2),
-            (px - r * 0.7 - gap - width, py + r * 0.7 + gap - height / 2),
-        ]
-        for lx, ly in near:
-            box = (lx, ly, lx + width, ly + height)
-            inside = box[0] >= area[0] and box[1] >= area[1] and box[2] <= area[2] and box[3] <= area[3]
-            mine = _gap(box, at)
-            if inside and not any(_overlap(box, o) for o in taken) and all(_gap(box, o) > mine + 2 for o in others):
-                return lx, ly, step > 0
-    return None
-
-
-def _gap(box: _Box, dot: tuple[float, float, float]) -> float:
-    """Pixels between a box and the edge of a dot."""
-    dx = max(box[0] - dot[0], 0.0, dot[0] - box[2])
-    dy = max(box[1] - dot[1], 0.0, dot[1] - box[3])
-    return math.hypot(dx, dy) - dot[2]
-
-
-def _overlap(one: _Box, other: _Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
