@@ -55,6 +55,12 @@ def checkpoint(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return models.write_checkpoint(models.tiny(getattr(request, "param", "bert")), tmp_path / "source")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_bench_lock(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Workers of one test run, and a benchmark beside it, don't wait for each other."""
+    os.environ["COMPRESSKIT_BENCH_LOCK"] = str(tmp_path_factory.mktemp("lock") / "bench.lock")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

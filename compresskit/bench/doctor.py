@@ -106,9 +106,10 @@ def write_probe(path: Path) -> Path:
     nodes = [helper.make_node("Gather", ["w0", "input_ids"], ["x0"])]
     for number in range(1, _LAYERS + 1):
         nodes.append(helper.make_node("MatMul", [f"x{number - 1}", f"w{number}"], [f"m{number}"]))
-        nodes.append(helper.make_node("Tanh", [f"m{number}"], [f"x{number}"]))
+        output = "last_hidden_state" if number == _LAYERS else f"x{number}"
+        nodes.append(helper.make_node("Tanh", [f"m{number}"], [output]))
     inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])]
-    outputs = [helper.make_tensor_value_info(f"x{_LAYERS}", TensorProto.FLOAT, ["batch", "sequence", _SIZE])]
+    outputs = [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["batch", "sequence", _SIZE])]
     graph = helper.make_graph(nodes, "probe", inputs, outputs, tensors)
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), str(path))
     return path

@@ -170,7 +170,7 @@ class Measurement:
             slices=parts,
             load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         )
-        faults.point("bench-block")
+        faults.point("bench.block")
         self.journal.add("block", block=block.model_dump(mode="json"))
         self._done.add(name)
 

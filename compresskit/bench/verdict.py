@@ -110,7 +110,7 @@ def _doubt(evidence: Evidence, *, slower: bool) -> str:
     for name, other in evidence.witnesses.items():
         if name == evidence.decided_by:
             continue
-        if evidence.decided_by == "wall" and (other.low <= 1.0 if slower else other.high >= 1.0):
+        if evidence.decided_by == "wall" and not _shows(other, evidence.delta, slower=slower):
             return f"{_NAMES[name]} doesn't show it"
         if other.high < 1.0 if slower else other.low > 1.0:
             return f"{_NAMES[name]} points the other way"
@@ -120,6 +120,13 @@ def _doubt(evidence: Evidence, *, slower: bool) -> str:
     if evidence.noise is not None and found.distance <= evidence.noise.reach:
         return "no measurable change: the baseline differs as much from itself"
     return ""
+
+
+def _shows(other: Interval, delta: float, *, slower: bool) -> bool:
+    """Whether a witness alone would speak of a change of this sign, and of one above ``delta``."""
+    if slower:
+        return other.low > 1.0 and other.ratio > 1 + delta
+    return other.high < 1.0 and other.ratio < 1 / (1 + delta)
 
 
 def _outside(evidence: Evidence, floor: float, ceiling: float) -> str:
