@@ -56,11 +56,11 @@ def make_point(
         shutil.rmtree(folder)
     checkpoint = folder / name
     result = apply(str(source.path), recipe, checkpoint, options=Options(seed=seed, threads=threads))
-    live = {
-        task.task: measure(result.model, source.load_tokenizer(), task, source.sentence_transformer).value
-        for task in tasks
-        if result.model is not None
-    }
+    # Scored in torch, to be compared with torch after reloading; in other engines it would only cost time.
+    live, model = {}, result.model
+    if "torch" in engines and model is not None:
+        tokenizer, files = source.load_tokenizer(), source.sentence_transformer
+        live = {task.task: measure(model, tokenizer, task, files).value for task in tasks}
     specs = export_for(engines, checkpoint, source, folder)
     kept = ("before", "after", "reload_max_abs_diff", "fidelity", "seconds", "warnings")
     report = {key: value for key, value in result.to_dict().items() if key in kept}

@@ -55,7 +55,10 @@ def rows_of(
 
 def _row(model: str, entry: Entry, record: Record, content: Mapping[str, Any], live: Mapping[str, float]) -> Row:
     arm = record.arm(entry.name)
-    row = Row(model, entry.name, entry.point, entry.engine, arm.role, arm.metrics["size.served"].value, error=arm.error)
+    size = arm.metrics.get("size.served")
+    row = Row(
+        model, entry.name, entry.point, entry.engine, arm.role, None if size is None else size.value, error=arm.error
+    )
     row.cosine = {k: v for k, v in content["fidelity"].get(entry.name, {}).items() if k != "error"}
     scores = {arm.quality.task: arm.quality.model_dump(mode="json")} if arm.quality is not None else {}
     scores |= {task: found[entry.name] for task, found in content["further"].items() if entry.name in found}
