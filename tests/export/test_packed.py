@@ -1,4 +1,4 @@
-"""Packed layers in ONNX Runtime at full optimization: exact, small, and by the nodes that they should have."""
+"""Packed layers, and those with levels, in ONNX Runtime: exact, small, and by the nodes that they should have."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.export.trace import Profile, lowering
+from compresskit.nn.lookup import LookupLinear
 from compresskit.nn.packed import PackedLinear
+from compresskit.nn.product import ProductEmbedding
+from compresskit.numerics import lookup
 from compresskit.numerics.rtn import Codes, quantize
 from tests.export.conftest import export_module, run
 
@@ -71,3 +74,43 @@ def test_every_kind(profile: Profile, tmp_path: Path) -> None:
         assert any(array.dtype == codes.dtype and array.tobytes() == codes.tobytes() for array in stored.values())
     expected_bytes = sum(layer.stored_bytes() for layer in module.layers.values())  # type: ignore[operator, misc]
     assert sum(array.nbytes for array in stored.values()) <= expected_bytes * 1.02 + 2000
+
+
+class Levels(nn.Module):
+    """Layers with tables of levels on x (B, T, I), and a table in product codes on ids (B, T)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.empty(0))
+        weight, bias, kind = torch.randn(OUT, IN), torch.randn(OUT), torch.float32
+        self.layers = nn.ModuleDict(
+            {
+                "codebook": LookupLinear.from_lookup(lookup.codebook(weight, 3, 4), 3, bias, kind),
+                "normal": LookupLinear.from_lookup(
+                    lookup.by_absmax(weight, lookup.normal_float(), 64), 4, None, kind, small_scales=True
+                ),
+                "signs": LookupLinear.from_lookup(lookup.binary(weight), 1, bias, kind),
+                "three": LookupLinear.from_lookup(lookup.ternary(weight, 32), 2, bias, kind),
+            }
+        )
+        codes, books = lookup.product_codes(torch.randn(300, 48), 12, 8, torch.Generator().manual_seed(0))
+        self.table = ProductEmbedding.from_codes(codes, books, None, kind)
+
+    def forward(self, x: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        return {**{name: layer(x) for name, layer in self.layers.items()}, "table": self.table(ids)}
+
+
+def test_levels(tmp_path: Path) -> None:
+    module, path = Levels().eval(), tmp_path / "levels.onnx"
+    sample = {"x": torch.randn(2, 5, IN), "ids": torch.randint(0, 300, (2, 5))}
+    with lowering("portable"):
+        export_module(module, sample, path)
+    batch = {"x": torch.randn(3, 7, IN), "ids": torch.randint(0, 300, (3, 7))}
+    found = run(path, batch)
+    with torch.no_grad():
+        for name, expected in module(**batch).items():
+            torch.testing.assert_close(torch.from_numpy(found[name]), expected, rtol=1e-4, atol=1e-4)
+    graph = onnx.load(str(path)).graph
+    size = sum(onnx.numpy_helper.to_array(weight).nbytes for weight in graph.initializer)
+    expected_bytes = sum(layer.stored_bytes() for layer in (*module.layers.values(), module.table))  # type: ignore[operator, misc]
+    assert size <= expected_bytes * 1.02 + 2000

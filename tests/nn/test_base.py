@@ -15,8 +15,11 @@ from compresskit import registry
 from compresskit.nn.base import CompressedLayer, exporting
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
 from compresskit.nn.int8 import Int8Linear
+from compresskit.nn.lookup import LookupLinear
 from compresskit.nn.low_rank import LowRankLinear
 from compresskit.nn.packed import PackedLinear
+from compresskit.nn.product import ProductEmbedding
+from compresskit.numerics import lookup
 from compresskit.numerics.rtn import quantize
 
 
@@ -41,6 +44,25 @@ LAYERS: dict[str, tuple[CompressedLayer, tuple[int, int]]] = {
     "head": (head(), (30, 48)),
     "packed": (packed(4, 8), (12, 40)),
     "packed, scaled input": (packed(3, 8), (12, 40)),
+    "codebook": (
+        LookupLinear.from_lookup(lookup.codebook(torch.randn(12, 40), 3, 4), 3, None, torch.float32),
+        (12, 40),
+    ),
+    "normal float": (
+        LookupLinear.from_lookup(
+            lookup.by_absmax(torch.randn(12, 40), lookup.normal_float(), 20),
+            4,
+            torch.randn(12),
+            torch.float32,
+            small_scales=True,
+        ),
+        (12, 40),
+    ),
+    "signs": (LookupLinear.from_lookup(lookup.binary(torch.randn(12, 40)), 1, None, torch.float32), (12, 40)),
+    "product codes": (
+        ProductEmbedding.from_codes(torch.randint(0, 9, (30, 12)).byte(), torch.randn(12, 9, 4), 0, torch.float32),
+        (30, 48),
+    ),
     "packed, one scale": (packed(6, None, whole=True), (12, 40)),
     "packed, symmetric rows": (packed(5, None, symmetric=True), (12, 40)),
     "low rank": (LowRankLinear.from_factors(torch.randn(12, 5), torch.randn(5, 40), torch.randn(12)), (12, 40)),
@@ -49,7 +71,7 @@ EVERY = pytest.mark.parametrize("name", LAYERS)
 
 
 def call(layer: CompressedLayer) -> Tensor:
-    if isinstance(layer, QuantizedEmbedding):
+    if isinstance(layer, (QuantizedEmbedding, ProductEmbedding)):
         return layer(torch.arange(6).reshape(2, 3))
     generator = torch.Generator().manual_seed(3)
     return layer(torch.randn(2, 3, layer.weight.shape[1], generator=generator)).detach()

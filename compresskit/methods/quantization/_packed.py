@@ -17,6 +17,7 @@ from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
 from compresskit.errors import ModelError
 from compresskit.methods.quantization._shared import quantization_detail, refuse_integer_site, weight_bytes
+from compresskit.nn.lookup import LookupLinear
 from compresskit.nn.packed import PackedLinear
 from compresskit.numerics.packing import packed_bytes
 from compresskit.numerics.rtn import Codes, scale_type
@@ -133,10 +134,18 @@ def install(
     """
     plain = view(model, path)
     layer = PackedLinear.from_codes(codes, plain.bias, plain.weight.dtype, input_scale)
+    install_layer(model, path, layer, context, bits=codes.bits, **more)
+
+
+def install_layer(
+    model: PreTrainedModel, path: str, layer: PackedLinear | LookupLinear, context: Context, **more: Any
+) -> None:
+    """Put ``layer`` at ``path``, and its row into the ledger."""
+    plain = view(model, path)
     if isinstance(plain.module.bias, nn.Parameter):
         # The very parameter: the bias of BERT's head is that of `predictions` too.
         layer.bias = plain.module.bias
     bias = 0 if layer.bias is None else layer.bias.numel() * layer.bias.element_size()
     detail = quantization_detail(plain.weight, layer.weight, layer.stored_bytes() - bias)
-    context.details[path] = {"bits": codes.bits, **detail, **more}
+    context.details[path] = {**more, **detail}
     surgery.replace(model, path, layer)

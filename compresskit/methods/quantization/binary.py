@@ -1,0 +1,28 @@
+"""``quantization.binary``: signs, and a scale for each row."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from compresskit.methods.quantization._few import FewLevels
+from compresskit.numerics import lookup
+from compresskit.registry import register
+
+
+@register
+class Binary(FewLevels):
+    """Weights as signs times the mean |w| of their row or group: 1 bit each.
+
+    The nearest such matrix, but far from the weights: useful for a few matrices, or before recovery training of what
+    stays float.
+    """
+
+    name: ClassVar[str] = "binary"
+    code_bits: ClassVar[int] = 1
+    paper: ClassVar[str] = "Rastegari et al., XNOR-Net, ECCV 2016 (arXiv 1603.05279)"
+
+    def found(self, weight: Tensor) -> lookup.Lookup:
+        """Signs, and the optimal scale."""
+        return lookup.binary(weight, self.group)

@@ -1,0 +1,110 @@
+"""nf4, binary, ternary and codebook on tiny models: sizes as predicted, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from compresskit.core.compressor import Compressor
+from compresskit.core.context import Context
+from compresskit.core.targets import resolve
+from compresskit.core.weights import view
+from compresskit.errors import RecipeError
+from compresskit.methods.quantization.binary import Binary
+from compresskit.methods.quantization.codebook import Codebook
+from compresskit.methods.quantization.nf4 import Nf4
+from compresskit.methods.quantization.ternary import Ternary
+from compresskit.nn.lookup import LookupLinear
+from compresskit.nn.product import ProductEmbedding
+from compresskit.pipeline.ledger import size_of
+from tests import models
+
+METHODS: list[Compressor] = [
+    Nf4(),
+    Nf4(group=16, double=False),
+    Binary(),
+    Binary(group=16),
+    Ternary(),
+    Codebook(bits=3, slices=2),
+]
+
+
+def quantized(model: Any, method: Compressor) -> tuple[Any, Context]:
+    """A quantized copy of ``model`` and the context that tells of it."""
+    result, context = copy.deepcopy(model), Context()
+    method.apply(result, resolve(result, method).sites, context)
+    return result, context
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_sizes_are_predicted_and_told(name: str, method: Compressor) -> None:
+    original = models.tiny(name)
+    sites = resolve(original, method).sites
+    model, context = quantized(original, method)
+    assert size_of(original).bytes - size_of(model).bytes == method.predicted_saving(original, sites)
+    assert size_of(model).parameters == size_of(original).parameters
+    for site in sites:
+        layer, weight = model.get_submodule(site.path), view(original, site.path).weight
+        assert isinstance(layer, ProductEmbedding if site.kind == "embedding" else LookupLinear)
+        bias = getattr(layer, "bias", None)
+        stored = layer.stored_bytes() - (0 if bias is None else 4 * bias.numel())
+        assert context.details[site.path]["bits_per_weight"] == pytest.approx(8 * stored / weight.numel(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "levels", "limit"), [(Binary(), 2, 0.7), (Ternary(), 3, 0.6), (Codebook(), 16, 0.15)], ids=repr
+)
+def test_only_so_many_levels(method: Compressor, levels: int, limit: float) -> None:
+    original = models.tiny("bert")
+    path = "encoder.layer.0.attention.self.query"
+    model, context = quantized(original, method)
+    weight = model.get_submodule(path).weight + 0
+    assert max(len(row.unique()) for row in weight) <= levels
+    assert context.details[path]["relative_error"] < limit
+
+
+def test_scales_in_eight_bits_cost_little() -> None:
+    original = models.tiny("bert")
+    errors = [
+        sum(detail["relative_error"] for detail in quantized(original, Nf4(double=double))[1].details.values())
+        for double in (True, False)
+    ]
+    assert errors[0] == pytest.approx(errors[1], rel=0.02)
+
+
+def test_tables_in_product_codes() -> None:
+    original = models.tiny("bert")
+    model, context = quantized(original, Codebook(width=2))
+    assert isinstance(model.get_submodule("embeddings.word_embeddings"), ProductEmbedding)
+    assert context.details["embeddings.word_embeddings"]["relative_error"] < 0.2
+    coarse = quantized(original, Codebook(width=8))[1].details["embeddings.word_embeddings"]["relative_error"]
+    assert coarse > context.details["embeddings.word_embeddings"]["relative_error"]
+
+
+def test_what_cannot_be_coded_is_refused_with_a_reason() -> None:
+    tied = models.tiny("gpt2", task="lm")
+    with pytest.raises(RecipeError) as caught:
+        resolve(tied, Codebook(targets=("transformer.wte",)))
+    assert "tied to lm_head" in caught.value.why
+    plain = models.tiny("bert")
+    sites = resolve(plain, Nf4()).sites
+    assert all("don't divide" in reason for reason in Nf4(group=48).refuse(plain, sites).values())
+    word = [site for site in resolve(plain, Codebook()).sites if site.path == "embeddings.word_embeddings"]
+    assert "parts of 5" in Codebook(width=5).refuse(plain, word)[word[0]]
+    assert "slices" in Codebook(slices=5).refuse(plain, sites)[sites[0]]
+    table = plain.get_submodule("embeddings.word_embeddings")
+    assert isinstance(table, nn.Embedding)
+    table.max_norm = 1.0
+    assert "rescales" in Codebook().refuse(plain, word)[word[0]]
+
+
+def test_equal_seeds_give_equal_codebooks() -> None:
+    original = models.tiny("bert")
+    first, second = (quantized(original, Codebook())[0] for _ in range(2))
+    table = "embeddings.word_embeddings"
+    assert torch.equal(first.get_submodule(table).weight, second.get_submodule(table).weight)
