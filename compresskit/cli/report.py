@@ -9,6 +9,7 @@ import typer
 
 from compresskit.cli import _options as option
 from compresskit.cli._output import Output
+from compresskit.errors import CompressKitError
 
 
 def report(
@@ -22,14 +23,19 @@ def report(
     json: option.Json = False,
 ) -> None:
     """Write one self-contained HTML page of what an apply did, measured."""
-    from compresskit.report.page import apply_page, read_report
+    from compresskit.report.apply_report import read_report
+    from compresskit.report.page import apply_page
 
+    out = Output(json=json)
     content = read_report(folder)
     parts = None
     if profile and folder.is_dir():
         from compresskit import pipeline
 
-        parts = [part.to_dict() for part in pipeline.inspect(folder).parts]
+        try:
+            parts = [part.to_dict() for part in pipeline.inspect(folder).parts]
+        except CompressKitError as error:
+            out.note(f"the page has no profile of the result: {error.what}")
     target = output or Path("report.html")
     target.write_text(apply_page(content, parts), encoding="utf-8")
-    Output(json=json).result({"page": str(target), "bytes": target.stat().st_size}, f"written to {target}")
+    out.result({"page": str(target), "bytes": target.stat().st_size}, f"written to {target}")

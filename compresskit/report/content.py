@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
+from compresskit.report.foreign import text
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -74,9 +76,11 @@ class Part:
 
 def numbers(*texts: str) -> list[Cell]:
     """Cells of figures."""
-    return [Cell(text, "number") for text in texts]
+    return [Cell(text(each), "number") for each in texts]
 
 
 def plain(rows: Sequence[Sequence[str]], *, figures: Sequence[int] = ()) -> list[list[Cell]]:
     """Cells of texts; those in the columns ``figures`` are set as numbers."""
-    return [[Cell(text, "number" if index in figures else "text") for index, text in enumerate(row)] for row in rows]
+    return [
+        [Cell(text(each), "number" if index in figures else "text") for index, each in enumerate(row)] for row in rows
+    ]

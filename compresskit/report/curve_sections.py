@@ -97,6 +97,11 @@ def precision_and_recall(view: View) -> Section | None:
         points = pr_points(mapping(arm.quality.details).get("pr_curve")) if arm.quality is not None else []
         if len(points) >= 2:
             curves.append(Curve(view.shown(arm), tuple(points)))
+    return pr_section(curves)
+
+
+def pr_section(curves: Sequence[Curve]) -> Section | None:
+    """The chart of ``curves`` of (recall, precision), with a table of up to 25 points each; None without any."""
     if not curves:
         return None
     chart = figure(lambda width: precision_recall(curves, width))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from compresskit import __version__
-from compresskit.errors import DataError
 from compresskit.report.card import NOT_MEASURED
+from compresskit.report.charts.curves import Curve
 from compresskit.report.content import Cell, Part, Section, Table, numbers, plain
+from compresskit.report.curve_sections import pr_points, pr_section
 from compresskit.report.foreign import mapping, records, text
 from compresskit.report.numbers import fidelity_text, megabytes
 from compresskit.report.profiled import profile_section
@@ -20,6 +19,7 @@ from compresskit.report.steps import layer_section, waterfall_section
 from compresskit.report.tables import STEP_COLUMNS, step_rows, summary_rows
 
 MOST_SKIPPED = 200
+MOST_OF_A_RECIPE = 20_000
 
 
 def apply_page(result: dict[str, Any], parts: object = None) -> str:
@@ -30,10 +30,11 @@ def apply_page(result: dict[str, Any], parts: object = None) -> str:
         waterfall_section(result["steps"], before=before, after=after),
         Section("Steps", tables=[Table(STEP_COLUMNS, plain(step_rows(result["steps"], times=True)))]),
         _gates(result["gates"]),
+        _precision_recall(result),
         layer_section(result["steps"]),
         profile_section(parts),
         _skipped(result["steps"]),
-        Section("Recipe", verbatim=yaml.safe_dump(result["recipe"], sort_keys=False, allow_unicode=True)),
+        Section("Recipe", verbatim=_recipe(result["recipe"])),
         Section("Not measured", f"{NOT_MEASURED}{'' if parts else '; the profile of the result'}."),
     ]
     source = text(result["source"], 120)
@@ -49,6 +50,17 @@ def apply_page(result: dict[str, Any], parts: object = None) -> str:
 
 def _summary(result: dict[str, Any]) -> list[list[Cell]]:
     return [[Cell(row[0].strip()), *numbers(*row[1:])] for row in summary_rows(result)]
+
+
+def _precision_recall(result: dict[str, Any]) -> Section | None:
+    """The curve of the result, where its task gives one."""
+    points = pr_points(mapping(mapping(result.get("quality")).get("details")).get("pr_curve"))
+    return pr_section([Curve("result", tuple(points))] if len(points) >= 2 else [])
+
+
+def _recipe(recipe: object) -> str:
+    written: str = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    return written if len(written) <= MOST_OF_A_RECIPE else written[:MOST_OF_A_RECIPE] + "\n… (cut)"
 
 
 def _gates(gates: object) -> Section | None:
@@ -74,22 +86,3 @@ def _skipped(steps: object) -> Section | None:
     notes = [f"{len(rows) - MOST_SKIPPED} more are not shown."] if len(rows) > MOST_SKIPPED else []
     table = Table(["step", "site", "why"], rows[:MOST_SKIPPED], "sites left alone", closed=len(rows) > 12)
     return Section("Left alone", tables=[table], notes=notes)
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """The content of ``report.json`` of a compressed checkpoint.
-
-    Raises:
-        DataError: CK-D040, if there is none, or it is not one of ours.
-    """
-    file = path / "report.json" if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError("CK-D040", "there is no readable report", where=str(file), why=str(error)) from error
-    missing = {"before", "after", "steps", "fidelity", "warnings", "recipe", "source", "gates"} - set(content or ())
-    if not isinstance(content, dict) or missing:
-        raise DataError(
-            "CK-D040", "this is not the report of an apply", where=str(file), why=f"without {sorted(missing)}"
-        )
-    return content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -13,6 +14,7 @@ from markupsafe import Markup
 from compresskit.report.content import Part
 
 MOST_BYTES = 1_000_000
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @cache
@@ -23,6 +25,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_printable,
     )
     source, _, _ = environment.loader.get_source(environment, "page.css")  # type: ignore[union-attr]
     style = "\n".join(line.strip() for line in source.splitlines() if line.strip())
@@ -32,6 +35,11 @@ def _environment() -> Environment:
         f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
     return environment
+
+
+def _printable(value: object) -> object:
+    """Foreign text without control characters and marks that reorder text, whatever way it came."""
+    return _CONTROL.sub("", value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def render(title: str, parts: Sequence[Part], *, footer: str = "") -> str:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from compresskit.errors import DataError
+from compresskit.report.apply_report import read_report
 from compresskit.report.card import model_card
-from compresskit.report.page import apply_page, read_report
+from compresskit.report.page import apply_page
 from compresskit.report.tables import step_rows, summary_rows
 from tests.report.records import parts, steps
 
@@ -146,3 +147,54 @@ def test_odd_contents_of_a_step_do_no_harm(odd: Any) -> None:
     report["steps"][0] |= {"details": odd, "warnings": odd, "options": odd}
     report["gates"] = [{"metric": odd, "found": odd, "passed": odd}]
     assert "</html>" in apply_page(report, odd)
+
+
+def _changed(path: str, value: Any) -> dict[str, Any]:
+    """REPORT with ``value`` at a dotted path."""
+    report: Any = copy.deepcopy(REPORT)
+    *parents, last = path.split(".")
+    at = report
+    for name in parents:
+        at = at[int(name)] if isinstance(at, list) else at[name]
+    at[last] = value
+    return dict(report)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("before.disk_bytes", 0),
+        ("before.disk_bytes", "90"),
+        ("after.parameters", 10**400),
+        ("fidelity.cosine_mean", "high"),
+        ("fidelity", {"cosine_mean": 1.0}),
+        ("fidelity.domains", {"a": {"kl_mean": 1.0}}),
+        ("steps", {}),
+        ("steps.0.bytes", None),
+        ("steps.0.skipped", ["a"]),
+        ("steps.0.fidelity", 3),
+        ("quality", {"metric": "a"}),
+        ("warnings", [1]),
+        ("native", "yes"),
+        ("onnx", {"bytes": -1}),
+    ],
+)
+def test_a_report_of_wrong_types_is_refused(tmp_path: Path, path: str, value: Any) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(_changed(path, value)))
+    with pytest.raises(DataError) as caught:
+        read_report(tmp_path)
+    assert caught.value.code == "CK-D040"
+
+
+def test_control_characters_reach_neither_page_nor_recipe() -> None:
+    evil = "a\x00\x1b[31m\u202eb\x9b"
+    report = _changed("source", evil) | {"recipe": {evil: evil}, "warnings": [evil]}
+    report["steps"][0]["skipped"] = {evil: evil}
+    assert not set("\x00\x1b\u202e\x9b") & set(apply_page(report))
+
+
+def test_a_precision_recall_curve_is_drawn() -> None:
+    curve = [[0.0, 1.0], [0.5, 0.8], [1.0, 0.4]]
+    page = apply_page(_changed("quality.details", {"pr_curve": curve}))
+    assert ">Precision and recall<" in page
+    assert ">Precision and recall<" not in apply_page(REPORT)
