@@ -15,6 +15,12 @@ from torch import Tensor, nn
 from compresskit.errors import ExportError
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
 from compresskit.nn.int8 import Int8Linear
+from compresskit.nn.lookup import LookupLinear
+from compresskit.nn.packed import PackedLinear
+from compresskit.nn.product import ProductEmbedding
+from compresskit.nn.static_int8 import StaticInt8Linear
+
+INTEGER_LAYERS = (Int8Linear, StaticInt8Linear)
 
 _SMALL = 1024
 """Bytes below which a tensor stored twice is of no interest."""
@@ -57,9 +63,11 @@ def audit(path: Path, model: nn.Module) -> Audit:
     floats = [array for array in arrays.values() if array.dtype.kind == "f" and array.nbytes > _SMALL]
     layers = tables = 0
     for name, module in model.named_modules():
-        if isinstance(module, Int8Linear):
+        if isinstance(module, INTEGER_LAYERS):
             layers += 1
             _require_codes(name, module.weight_codes, stored, path)
+        elif isinstance(module, (PackedLinear, LookupLinear, ProductEmbedding)):
+            _require_codes(name, module.codes, stored, path)
         elif isinstance(module, (QuantizedEmbedding, QuantizedHead)):
             tables += 1
             _require_codes(name, module.codes, stored, path)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from compresskit import __version__
+from compresskit.export.fuse import fuse
 
 PRODUCER = "compresskit"
 _INTEGERS = ("INT8", "UINT8")
@@ -27,6 +28,7 @@ def clean(program: Any) -> None:
     InlinePass()(program)
     fold_sums_of_codes(program.graph)
     fold_transposed_codes(program.graph)
+    fuse(program.graph)
     RemoveUnusedNodesPass()(program)
     store_once(program.graph)
     RemoveUnusedFunctionsPass()(program)

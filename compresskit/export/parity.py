@@ -23,6 +23,7 @@ from compresskit.calibrate.outputs import pool
 from compresskit.errors import ExportError
 from compresskit.export.graph import Task
 from compresskit.nn.int8 import Int8Linear
+from compresskit.nn.static_int8 import StaticInt8Linear
 
 FLOAT_TOLERANCE = 1e-4
 COSINE = {"token": 0.9995, "tensor": 0.998}
@@ -79,9 +80,9 @@ def session(path: Path | bytes, threads: int | None = None) -> Any:
 
 def rule(model: PreTrainedModel, profile: str) -> str:
     """``float``, ``token`` or ``tensor``: what the outputs are held to."""
-    if profile == "portable":
-        return "float"
-    kinds = {module.activations for module in model.modules() if isinstance(module, Int8Linear)}
+    kinds = {"tensor" for module in model.modules() if isinstance(module, StaticInt8Linear)}
+    if profile != "portable":
+        kinds |= {module.activations for module in model.modules() if isinstance(module, Int8Linear)}
     return "float" if not kinds else "tensor" if "tensor" in kinds else "token"
 
 

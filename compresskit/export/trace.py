@@ -17,11 +17,14 @@ from compresskit.checkpoint.quiet import quiet_transformers
 from compresskit.errors import ExportError, UsageError
 from compresskit.export.graph import Task
 from compresskit.nn.base import exporting
+from compresskit.nn.embedding import QuantizedEmbedding
 from compresskit.nn.int8 import Int8Linear
+from compresskit.nn.packed import PackedLinear
+from compresskit.nn.static_int8 import StaticInt8Linear
 
-Profile = Literal["fast", "portable"]
+Profile = Literal["fast", "static", "portable"]
 
-OPSETS: dict[str, int] = {"fast": 23, "portable": 21}
+OPSETS: dict[str, int] = {"fast": 23, "static": 21, "portable": 21}
 """23 is the first with ``Attention`` as one operator; 21 is read by every runtime of the last years."""
 
 OLDEST, NEWEST = 21, 24
@@ -130,7 +133,7 @@ def _codes_stay() -> Iterator[None]:
 def _reads_codes(node: Any) -> bool:
     constants = [value.const_value for value in node.inputs if value is not None]
     return any(
-        constant is not None and constant.dtype.name in ("INT8", "UINT8") and constant.size > 1
+        constant is not None and constant.dtype.name in ("INT8", "UINT8", "FLOAT16") and constant.size > 1
         for constant in constants
     )
 
@@ -159,17 +162,28 @@ def traceable_attention(model: PreTrainedModel) -> Iterator[None]:
 def lowering(profile: Profile) -> Iterator[None]:
     """While open, integer layers compute, in torch and in the graph, what ``profile`` says.
 
-    ``portable``: weights only are int8, cast and scaled as they are used; activations stay float.
+    ``fast``: contrib operators of ONNX Runtime where they help. ``static``: standard operators only, so that
+    activations with fixed scales are quantized and dequantized. ``portable``: the same, and weights of int8 layers with
+    dynamic activations are cast and scaled as they are used; their activations stay float.
     """
-    if profile != "portable":
+    with contextlib.ExitStack() as stack:
+        if profile != "fast":
+            stack.enter_context(_swapped(QuantizedEmbedding, "contrib_onnx", QuantizedEmbedding.looked_up))
+            stack.enter_context(_swapped(StaticInt8Linear, "contrib_onnx", StaticInt8Linear.standard_onnx))
+            stack.enter_context(_swapped(PackedLinear, "contrib_onnx", PackedLinear.standard_onnx))
+        if profile == "portable":
+            stack.enter_context(_swapped(Int8Linear, "forward", _weights_only))
         yield
-        return
-    before = Int8Linear.forward
-    Int8Linear.forward = _weights_only  # type: ignore[method-assign,assignment]
+
+
+@contextlib.contextmanager
+def _swapped(owner: type, name: str, method: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, method)
     try:
         yield
     finally:
-        Int8Linear.forward = before  # type: ignore[method-assign]
+        setattr(owner, name, before)
 
 
 def _weights_only(layer: Int8Linear, x: torch.Tensor) -> torch.Tensor:

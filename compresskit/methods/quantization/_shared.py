@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from compresskit.core.weights import WeightView
+from compresskit.core import surgery
+from compresskit.core.sites import Site
+from compresskit.core.weights import WeightView, view
 
 
 def users_of_weight(model: nn.Module, plain: WeightView) -> list[str]:
@@ -19,6 +22,19 @@ def users_of_weight(model: nn.Module, plain: WeightView) -> list[str]:
         if parameter is wanted
     ]
     return [path for path in owners if path != plain.path]
+
+
+def refuse_integer_site(model: PreTrainedModel, site: Site) -> str | None:
+    """Why the matrix of ``site`` can't become codes of its own, or None."""
+    plain = view(model, site.path)
+    own = {site.path, *surgery.aliases(model, site.path)}
+    foreign = [path for path in users_of_weight(model, plain) if path not in own]
+    if foreign:
+        return (
+            f"its weight is tied to {', '.join(foreign)} and would be stored twice: quantize it with"
+            " quantization.embedding {bits: 8}, whose codes the head then shares"
+        )
+    return "it has no weights" if plain.weight.numel() == 0 else None
 
 
 def weight_bytes(plain: WeightView) -> int:

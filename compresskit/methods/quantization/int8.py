@@ -14,7 +14,7 @@ from compresskit.core.compressor import Compressor, Gain
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
-from compresskit.methods.quantization._shared import quantization_detail, users_of_weight, weight_bytes
+from compresskit.methods.quantization._shared import quantization_detail, refuse_integer_site, weight_bytes
 from compresskit.nn.int8 import Int8Linear
 from compresskit.registry import register
 
@@ -49,17 +49,7 @@ class Int8(Compressor):
         return saved
 
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
-        plain = view(model, site.path)
-        own = {site.path, *surgery.aliases(model, site.path)}
-        foreign = [path for path in users_of_weight(model, plain) if path not in own]
-        if foreign:
-            return (
-                f"its weight is tied to {', '.join(foreign)} and would be stored twice: quantize it with"
-                " quantization.embedding {bits: 8}, whose codes the head then shares"
-            )
-        if plain.weight.numel() == 0:
-            return "it has no weights"
-        return None
+        return refuse_integer_site(model, site)
 
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         for number, site in enumerate(sites):
