@@ -119,6 +119,20 @@ class Browser:
             raise RuntimeError(str(found["exceptionDetails"]))
         return found["result"].get("value")
 
+    def download(self, selector: str, folder: Path) -> Path:
+        """Click on a link; the file that it saves."""
+        session, self._session = self._session, None
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+        self._session = session
+        name = self.ask(f"document.querySelector('{selector}').download")
+        self.ask(f"document.querySelector('{selector}').click()")
+        deadline = time.monotonic() + TIMEOUT
+        while not (folder / name).is_file():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{name} was not saved; there is {[path.name for path in folder.iterdir()]}")
+            self.ask("0")
+        return folder / name
+
     def requests(self) -> list[str]:
         """Addresses that the page asked for, itself included."""
         seen = [event for event in self.events if event.get("method") == "Network.requestWillBeSent"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +94,13 @@ def test_nothing_runs_nothing_is_fetched_nothing_sticks_out(
     assert tab.ask(STICKING_OUT) == []
     shown = "narrow" if width < 500 else "wide"
     assert tab.ask(f"[...document.querySelectorAll('.{shown} svg')].every(e => e.getBoundingClientRect().height > 50)")
+
+
+def test_the_record_can_be_saved(tab: browser.Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    tab.open(pages["plain"])
+    saved = tab.download("a[download$=gz]", tmp_path)
+    assert Record.model_validate(json.loads(gzip.decompress(saved.read_bytes()))) == record()
+    assert tab.complaints() == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
