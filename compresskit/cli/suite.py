@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from compresskit.cli import _options as option
-from compresskit.cli._output import Output
+from compresskit.cli._output import Output, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 def suite(
@@ -32,7 +35,12 @@ def suite(
         raise typer.Exit(1)
 
 
-def _view(content: dict[str, Any], output: Path) -> str:
-    from compresskit.suite.summary import markdown
+def _view(content: dict[str, Any], output: Path) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
 
-    return f"{markdown(content)}\n{output / content['name']}.json"
+    from compresskit.suite.summary import cells, notes
+
+    titles, rows = cells(content)
+    places = [output / f"{content['name']}.{suffix}" for suffix in ("json", "md")]
+    return Group(table(titles, rows), *(Text(line) for line in [*notes(content), "", *map(str, places)]))

@@ -121,7 +121,7 @@ def summarize(suite: Suite, env: Environment, done: Any, output: Path) -> dict[s
 
 def markdown(content: Mapping[str, Any]) -> str:
     """The table of a summary, with date, machine and commit above it."""
-    return "\n".join([*_head(content), "", *_table(content), "", *_foot(content)]).rstrip() + "\n"
+    return "\n".join([*_head(content), "", *_table(content), "", *notes(content)]).rstrip() + "\n"
 
 
 def _head(content: Mapping[str, Any]) -> list[str]:
@@ -146,9 +146,16 @@ def _head(content: Mapping[str, Any]) -> list[str]:
 
 
 def _table(content: Mapping[str, Any]) -> list[str]:
-    rows = content["rows"]
+    titles, rows = cells(content)
     if not rows:
         return ["Nothing was measured."]
+    marks = "|" + "---|" * len(titles)
+    return ["| " + " | ".join(titles) + " |", marks, *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def cells(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of the table: size, cosines, scores, and for each cell the ratio of times with its verdict."""
+    rows = content["rows"]
     domains = list(dict.fromkeys(domain for row in rows for domain in row["cosine"]))
     tasks = list(dict.fromkeys(task for row in rows for task in row["quality"]))
     cells = list(dict.fromkeys(cell for row in rows for cell in row["latency"]))
@@ -159,7 +166,7 @@ def _table(content: Mapping[str, Any]) -> list[str]:
         titles += [f"{task}: {metric}", "difference"]
     for cell in cells:
         titles += [f"{cell}: time over the baseline's", "verdict"]
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    lines: list[list[str]] = []
     seen = set()
     for row in rows:
         if row["role"] == "baseline" and row["model"] in seen:
@@ -171,8 +178,8 @@ def _table(content: Mapping[str, Any]) -> list[str]:
             columns += _score(row["quality"].get(task))
         for cell in cells:
             columns += _time(row, cell)
-        lines.append("| " + " | ".join(columns) + " |")
-    return lines
+        lines.append(columns)
+    return titles, lines
 
 
 def _size(row: Mapping[str, Any]) -> str:
@@ -204,7 +211,8 @@ def _time(row: Mapping[str, Any], cell: str) -> list[str]:
     return [f"{found['ratio']:.3f} [{low:.3f}, {high:.3f}]", found["verdict"]]
 
 
-def _foot(content: Mapping[str, Any]) -> list[str]:
+def notes(content: Mapping[str, Any]) -> list[str]:
+    """What was left out, and why."""
     lines = [f"- {each['what']} was skipped: {each['why']}" for each in content["skipped"]]
     lines += [f"- {each['what']} failed: {each['why']} ({each['code']})" for each in content["failed"]]
     return lines
