@@ -68,9 +68,9 @@ def encoder(spec: str, bits: Sequence[int]) -> Iterator[tuple[str, Any]]:
     """Mean and lowest cosine on two domains, for every method and number of bits."""
     source = open_source(spec)
     model, tokenizer, files = source.load_model(), source.load_tokenizer(), source.sentence_transformer
-    batches = tokenize(builtin_texts(128, 0), tokenizer, model, 128, 16)
+    batches = tokenize(builtin_texts(96, 0), tokenizer, model, 128, 32)
     domains = {
-        name: tokenize(builtin_texts(160, 1, split="heldout", kinds=[name]), tokenizer, model, 128, 16)
+        name: tokenize(builtin_texts(96, 1, split="heldout", kinds=[name]), tokenizer, model, 128, 96)
         for name in ("documentation", "everyday")
     }
     reference = {name: outputs(model, held, sentence_transformer=files) for name, held in domains.items()}

@@ -31,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "b8": {"bits": 8, "group": 128},
     "b8whole": {"bits": 8, "whole": True, "symmetric": True},
 }
-CONTRIB = {"b2", "b4", "b4s", "b4rows", "b8", "b8whole", "between"}
+CONTRIB = {"b2", "b4", "b4s", "b4rows", "b4row_zeros", "b8", "b8whole", "between"}
 
 
 class Layers(nn.Module):
