@@ -76,18 +76,27 @@ def not_measured(view: View) -> Section:
                     groups.setdefault((where, text(metric.reason)), []).append(view.shown(arm))
         if arm.quality is not None and arm.quality.status == "unavailable":
             groups.setdefault((text(arm.quality.metric, 60), text(arm.quality.reason)), []).append(view.shown(arm))
-    for (what, why), names in list(groups.items())[:MOST_ROWS]:
-        unique = list(dict.fromkeys(names))
-        who = (
-            "all models" if len(unique) == len(view.arms) else ", ".join(unique[:6]) + (" …" if len(unique) > 6 else "")
-        )
-        rows.append([what, who, why])
-    if all(arm.quality is None for arm in view.arms):
+    merged: dict[tuple[str, str], list[str]] = {}
+    for (what, why), names in groups.items():
+        merged.setdefault((_who(view, names), why), []).append(what)
+    rows += [[_some(what, 8), who, why] for (who, why), what in list(merged.items())[:MOST_ROWS]]
+    said = any("quality" in item.what for item in view.record.not_measured)
+    if all(arm.quality is None for arm in view.arms) and not said:
         rows.insert(0, ["quality on a task", "all models", "no task was given"])
     if not rows:
         return Section("Not measured", "Everything that was asked for was measured.")
     lead = "A figure that could not be had is named here; it is never a zero above."
     return Section("Not measured", lead, tables=[Table(["what", "of", "why"], plain(rows), cards=True)])
+
+
+def _who(view: View, names: list[str]) -> str:
+    unique = list(dict.fromkeys(names))
+    return "all models" if len(unique) == len(view.arms) else _some(unique, 4)
+
+
+def _some(names: list[str], most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def all_figures(view: View) -> Section:

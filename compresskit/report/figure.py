@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
@@ -19,9 +19,17 @@ def figure(draw: Callable[[int], Drawing]) -> Markup:
     return Markup('<div class="wide">') + wide + Markup('</div><div class="narrow">') + narrow + Markup("</div>")
 
 
-def horizontal_axis(drawing: Drawing, axis: Axis, top: float, bottom: float, label: str, unit: str = "") -> None:
+def horizontal_axis(
+    drawing: Drawing,
+    axis: Axis,
+    top: float,
+    bottom: float,
+    label: str,
+    unit: str = "",
+    ticks: Sequence[float] | None = None,
+) -> None:
     """Grid lines, ticks and the axis' name below; needs 38 pixels under ``bottom``."""
-    ticks = axis.ticks(4 if drawing.width < 500 else 8)
+    ticks = ticks or axis.ticks(4 if drawing.width < 500 else 8)
     for tick in ticks:
         x = axis.at(tick)
         drawing.line(x, top, x, bottom, "grid")

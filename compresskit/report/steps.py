@@ -71,7 +71,9 @@ def layer_section(steps: object, *, title: str = "Layer by layer") -> Section | 
     lead = "Error is relative: of the weights, or of the layer's outputs on the calibration text."
     notes = [f"{hidden} layers with smaller errors are left out."] if hidden > 0 else []
     table = Table(columns, [cells for _, cells in kept], "layers", closed=len(kept) > 12)
-    return Section(title, lead, tables=[_worst(rows), table] if len(kept) > 12 else [table], notes=notes)
+    worst = _worst(rows)
+    tables = [worst, table] if len(kept) > 12 and worst.rows else [table]
+    return Section(title, lead, tables=tables, notes=notes)
 
 
 def _worst(rows: Sequence[tuple[float | None, list[Cell]]]) -> Table:

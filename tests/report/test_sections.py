@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from compresskit.bench import scale
-from compresskit.bench.record import Block, Cell, Record, Slice
+from compresskit.bench.record import Block, Cell, NotMeasured, Record, Slice, unavailable
 from compresskit.report.content import Section
 from compresskit.report.curve_sections import lengths, pr_points
 from compresskit.report.environment import environment, not_measured
@@ -198,3 +198,24 @@ def test_figures_as_text() -> None:
     assert plain_number(1234567.0) == "1234567"
     assert held(999_999) == "1000.0 kB"
     assert flops_text(2.87e9) == "2.87 GFLOP"
+
+
+def test_figures_that_lack_for_the_same_reason_share_a_row() -> None:
+    made = record(blocks=1)
+    lost = {f"parameters.{index}": unavailable("numbers", "not in the file") for index in range(10)}
+    arms = [arm.model_copy(update={"metrics": arm.metrics | lost}) for arm in made.arms]
+    rows = cells(not_measured(View(made.model_copy(update={"arms": arms}))))
+    names = ", ".join(f"parameters.{index}" for index in range(8))
+    assert [f"{names} and 2 more", "all models", "not in the file"] in rows
+    one = [arms[0], *made.arms[1:]]
+    rows = cells(not_measured(View(made.model_copy(update={"arms": one}))))
+    assert [f"{names} and 2 more", "fp32", "not in the file"] in rows
+
+
+def test_quality_is_named_once_as_not_measured() -> None:
+    made = record(blocks=1)
+    arms = [arm.model_copy(update={"quality": None}) for arm in made.arms]
+    told = [NotMeasured(what="quality on a task", why="no --task was given")]
+    for missing, count in (([], 1), (told, 1)):
+        rows = cells(not_measured(View(made.model_copy(update={"arms": arms, "not_measured": missing}))))
+        assert sum(row[0] == "quality on a task" for row in rows) == count

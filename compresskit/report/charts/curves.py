@@ -32,12 +32,20 @@ def cost_by_length(curves: Sequence[Curve], width: int, *, cost: str) -> Drawing
     costs = [point[1] for curve in curves for point in curve.points]
     across = axis_over(lengths, 50, width - 14, log=True)
     up = axis_over(costs, 0, 1, log=True)
-    drawing, x, y = _frame(curves, width, across, (up.low, up.high, True), "tokens of a row", cost)
+    measured = sorted(set(lengths))
+    ticks = measured if len(measured) <= (6 if width < 500 else 12) else None
+    drawing, x, y = _frame(curves, width, across, (up.low, up.high, True), "tokens of a row", cost, ticks)
     return _drawn(drawing, curves, x, y)
 
 
 def _frame(
-    curves: Sequence[Curve], width: int, x: Axis, y_range: tuple[float, float, bool], x_name: str, y_name: str
+    curves: Sequence[Curve],
+    width: int,
+    x: Axis,
+    y_range: tuple[float, float, bool],
+    x_name: str,
+    y_name: str,
+    ticks: Sequence[float] | None = None,
 ) -> tuple[Drawing, Axis, Axis]:
     per_line = max(1, int((width - 20) // 190))
     legend = 18 * -(-min(len(curves), LINES) // per_line)
@@ -47,7 +55,7 @@ def _frame(
     low, high, log = y_range
     y = Axis(low, high, bottom, top, log=log)
     vertical_axis(drawing, y, x.start, x.end, y_name)
-    horizontal_axis(drawing, x, top, bottom, x_name)
+    horizontal_axis(drawing, x, top, bottom, x_name, ticks=ticks)
     for index, curve in enumerate(curves[:LINES]):
         cx, cy = 10 + 190 * (index % per_line), bottom + 56 + 18 * (index // per_line)
         drawing.line(cx, cy - 4, cx + 26, cy - 4, f"curve line{index}")

@@ -34,7 +34,7 @@ def waterfall(levels: Sequence[tuple[str, float]], width: int) -> Drawing:
             drawing.box(left, y, x.at(low) - left, tall, "bar rest")
             kind = "bar saved" if change <= 0 else "bar added"
             drawing.box(x.at(low), y, x.at(high) - x.at(low), tall, kind, title=f"{name}: {_change(change)}")
-        shown = held(size) if whole else f"{_change(change)} → {held(size)}"
+        shown = held(size) if whole else f"{_change(change)} → {held(size)}" if round(change) else held(size)
         if narrow:
             drawing.words(left, top + 12, shortened(name, width - 24 - text_width(shown)), "label")
             drawing.words(width - right, top + 12, shown, "figure", anchor="end")
@@ -46,5 +46,7 @@ def waterfall(levels: Sequence[tuple[str, float]], width: int) -> Drawing:
 
 
 def _change(change: float) -> str:
+    if not round(change):
+        return "no change"
     sign = "−" if change <= 0 else "+"
     return f"{sign}{held(abs(change))}"
