@@ -37,9 +37,10 @@ def matrix_table() -> str:
                 resolve(outcomes[name], cls.model_validate(ACTIVE[method_name]))
                 cells.append("yes")
             except RecipeError as error:
-                cells.append(str(reasons.setdefault(error.why, len(reasons) + 1)))
+                why = error.why.replace(type(outcomes[name]).__name__, "the model")
+                cells.append(str(reasons.setdefault(why, len(reasons) + 1)))
         lines.append(f"| `{method_name}` | " + " | ".join(cells) + " |")
-    notes = [f"{number}. {reason}" for reason, number in reasons.items()]
+    notes = [f"{number}. {reason[:1].upper()}{reason[1:]}" for reason, number in reasons.items()]
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
