@@ -13,7 +13,7 @@ from compresskit.registry import register
 
 @register
 class Binary(FewLevels):
-    """Weights as signs times the mean |w| of their row or group: 1 bit each.
+    """Weights as signs times the mean magnitude of their row or group: 1 bit each.
 
     The nearest such matrix, but far from the weights: useful for a few matrices, or before recovery training of what
     stays float.

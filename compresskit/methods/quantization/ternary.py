@@ -23,7 +23,7 @@ class Ternary(FewLevels):
     code_bits: ClassVar[int] = 2
     paper: ClassVar[str] = "Li et al., Ternary Weight Networks, 2016 (arXiv 1605.04711)"
 
-    threshold: float = Field(0.7, ge=0, le=3, description="weights up to this share of the mean |w| become 0")
+    threshold: float = Field(0.7, ge=0, le=3, description="weights up to this share of the mean magnitude become 0")
 
     def found(self, weight: Tensor) -> lookup.Lookup:
         """Three levels by the threshold rule."""
