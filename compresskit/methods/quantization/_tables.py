@@ -9,14 +9,15 @@ from transformers import PreTrainedModel
 
 from compresskit.core import surgery
 from compresskit.core.context import Context
-from compresskit.core.weights import view
+from compresskit.core.weights import WeightView, view
 from compresskit.methods.quantization._shared import quantization_detail, users_of_weight, weight_bytes
 from compresskit.nn.embedding import Bits, QuantizedEmbedding, QuantizedHead
 from compresskit.numerics.packing import packed_bytes
 
 
-def table_bytes(rows: int, columns: int, bits: int, group: int | None) -> int:
-    """Bytes of a (V, D) table: int8 codes and float32 scales, or packed codes, float16 scales, zero points."""
+def table_bytes(plain: WeightView, bits: int, group: int | None) -> int:
+    """Bytes of the (V, D) table: int8 codes and float32 scales, or packed codes, float16 scales and zero points."""
+    rows, columns = plain.weight.shape
     groups = 1 if group is None else columns // group
     if bits == 8:
         return rows * (columns + 4 * groups)
@@ -27,12 +28,12 @@ def refuse_table(model: PreTrainedModel, path: str, bits: int, group: int | None
     """Why the table at ``path`` can't become codes, or None."""
     plain = view(model, path)
     table = cast(nn.Embedding, plain.module)
-    rows, columns = plain.weight.shape
+    columns = plain.in_features
     if group is not None and columns % group:
         return f"its {columns} columns don't divide into groups of {group}"
     if table.max_norm is not None:
         return "it rescales its rows as they are looked up, which codes can't do"
-    if table_bytes(rows, columns, bits, group) >= weight_bytes(plain):
+    if table_bytes(plain, bits, group) >= weight_bytes(plain):
         return f"codes and scales would take more than its {columns} columns do"
     for user in users_of_weight(model, plain):
         kind = type(model.get_submodule(user))
@@ -46,7 +47,7 @@ def install_table(model: PreTrainedModel, path: str, bits: Bits, group: int | No
     plain = view(model, path)
     layer = QuantizedEmbedding.from_table(cast(nn.Embedding, plain.module), bits, group)
     tied = users_of_weight(model, plain)
-    stored = table_bytes(*plain.weight.shape, bits, group)
+    stored = table_bytes(plain, bits, group)
     detail = quantization_detail(plain.weight, layer.weight, stored)
     context.details[path] = {"bits": bits, **detail, "shared_with": tied}
     others = {user: _sharer(layer, model.get_submodule(user)) for user in tied}

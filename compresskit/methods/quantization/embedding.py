@@ -41,7 +41,7 @@ class Embedding(Compressor):
         saved = 0
         for site in sites:
             plain = view(model, site.path)
-            saved += weight_bytes(plain) - table_bytes(*plain.weight.shape, self.bits, self.group)
+            saved += weight_bytes(plain) - table_bytes(plain, self.bits, self.group)
         return saved
 
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -54,7 +54,7 @@ class Gptq(SymmetricOrNot):
                 error = (lost / whole) ** 0.5 if whole > 0 else 0.0
                 install(model, site.path, codes, context, output_error=error, **note)
 
-    def _codes(self, weight: Tensor, gram: Tensor, path: str, context: Context) -> tuple[Codes, dict[str, str]]:
+    def _codes(self, weight: Tensor, gram: Tensor, path: str, context: Context) -> tuple[Codes, dict[str, Any]]:
         kind = scale_type(weight, self.bits)
         symmetric, columns = self.symmetric, self.columns
         try:

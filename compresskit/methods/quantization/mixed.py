@@ -107,14 +107,14 @@ class Mixed(Compressor):
 
     def _bytes(self, plain: WeightView, bits: int) -> int:
         if plain.table:
-            return table_bytes(*plain.weight.shape, bits, self.group)
+            return table_bytes(plain, bits, self.group)
         return stored_bytes(plain, bits, self.group)
 
     def _worth(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> dict[str, dict[int, float]]:
         """What each site loses at each number of bits, in units of the model's result."""
         probes = list(context.calibration[:_PROBES])
         reference = outputs(model, probes) if probes else []
-        found = {}
+        found: dict[str, dict[int, float]] = {}
         for number, (site, gram) in enumerate(_inputs_of(model, sites, context)):
             plain = view(model, site.path)
             weight = finite_weight(plain)
