@@ -27,7 +27,7 @@ VERBS = {
     "compress": "Compress a model by a shipped recipe: the short form of apply.",
     "plan": "Show what a recipe would do to a model: sites, sizes, warnings.",
     "apply": "Run a recipe on a checkpoint: save, reopen, print the proof.",
-    "inspect": "Show where a model's bytes and milliseconds are.",
+    "inspect": "Show where a model's bytes, FLOPs and milliseconds are.",
     "methods": "List the methods with their options.",
     "recipes": "List, show and copy the recipes that come along.",
     "verify": "Check that a compressed checkpoint is still what was written.",
