@@ -18,8 +18,11 @@ from compresskit.numerics.rtn import Codes
 ALPHAS = tuple(number / 10 for number in range(11))
 """Exponents that are tried; 0 leaves the weights as they are."""
 
-Rounding = Callable[[Tensor, Tensor], Codes]
-"""Codes for a weight (O, I) and the importance (I,) of its columns."""
+FINALISTS = 2
+"""Exponents whose grids are searched thoroughly, besides 0."""
+
+Rounding = Callable[[Tensor, Tensor, bool], Codes]
+"""Codes for a weight (O, I), the importance (I,) of its columns, and whether to take the time for the best grid."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,16 @@ def search(weights: Sequence[Tensor], gram: Tensor, magnitude: Tensor, rounding:
     energy = gram.diagonal().double().clamp(min=0)
     mean = energy.mean()
     importance = energy / mean + 1e-4 if mean > 0 else torch.ones_like(energy)
-    best: Scaled | None = None
-    plain = 0.0
-    for alpha in ALPHAS:
+
+    def tried(alpha: float, thorough: bool) -> tuple[float, Tensor, list[Codes]]:
         scale = column_scale(magnitude, alpha).to(weights[0].device)
-        codes = [rounding(weight * scale, importance.to(scale.device) / scale.double().square()) for weight in weights]
+        heavy = importance.to(scale.device) / scale.double().square()
+        codes = [rounding(weight * scale, heavy, thorough) for weight in weights]
         changes = [made.values() / scale - weight for made, weight in zip(codes, weights, strict=True)]
-        error = sum(output_error(change, gram) for change in changes)
-        if best is None:
-            plain = error
-        if best is None or error < best.error:
-            best = Scaled(None if alpha == 0 else scale, alpha, tuple(codes), error, plain)
-    if best is None:
-        raise ValueError("no exponents to try")
-    return best
+        return sum(output_error(change, gram) for change in changes), scale, codes
+
+    order = sorted(ALPHAS, key=lambda alpha: tried(alpha, False)[0])
+    found = {alpha: tried(alpha, True) for alpha in dict.fromkeys((0.0, *order[:FINALISTS]))}
+    alpha = min(found, key=lambda each: (found[each][0], each))
+    error, scale, codes = found[alpha]
+    return Scaled(None if alpha == 0 else scale, alpha, tuple(codes), error, found[0.0][0])

@@ -8,8 +8,8 @@ from compresskit.numerics.gptq import output_error
 from compresskit.numerics.rtn import Codes, quantize
 
 
-def rounding(weight: Tensor, importance: Tensor) -> Codes:
-    return quantize(weight, 3, 16, importance=importance)
+def rounding(weight: Tensor, importance: Tensor, thorough: bool = True) -> Codes:
+    return quantize(weight, 3, 16, search=thorough, importance=importance)
 
 
 def inputs(count: int, seed: int = 0) -> Tensor:

@@ -70,12 +70,13 @@ class Awq(SymmetricOrNot):
             more = {"alpha": found.alpha, "scales": "none" if scale is None else "norm" if folded else "layer"}
             install(model, site.path, codes, context, own, output_error=error, **more)
 
-    def _rounded(self, weight: Tensor, importance: Tensor) -> Codes:
+    def _rounded(self, weight: Tensor, importance: Tensor, thorough: bool) -> Codes:
         return quantize(
             weight,
             self.bits,
             self.columns,
             symmetric=self.symmetric,
+            search=thorough,
             importance=importance,
             scale_dtype=scale_type(weight, self.bits),
         )
