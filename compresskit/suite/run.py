@@ -11,7 +11,7 @@ from typing import Any
 from compresskit.bench.environment import capture
 from compresskit.calibrate.text import builtin_texts
 from compresskit.checkpoint.source import Source, open_source
-from compresskit.errors import CompressKitError, DataError, ResourceError
+from compresskit.errors import CompressKitError, DataError, InterruptedRun, ResourceError
 from compresskit.suite.cells import Cell, Cells, key_of
 from compresskit.suite.measure import Entry, measure
 from compresskit.suite.peers import PEERS, Material
@@ -89,6 +89,8 @@ class _Run:
             point = make_point(
                 name, recipe, source, folder, file.engines, self.suite.tasks, seed=file.seed, threads=file.threads[0]
             )
+        except InterruptedRun:
+            raise
         except CompressKitError as error:
             self.cells.failed(cell_name, key, error)
             self.done.failed.append({"what": f"{model}, {name}", "code": error.code, "why": error.what})
@@ -135,8 +137,8 @@ class _Run:
         if found is None or not path.is_file():
             try:
                 content = measure(entries, self.suite, source, path, resume=self.resume, tell=self.tell)
-            except ResourceError:
-                raise  # another benchmark runs, or the disk is full: not this point's fault
+            except (ResourceError, InterruptedRun):
+                raise  # another benchmark runs, the disk is full, someone stops it: not this point's fault
             except CompressKitError as error:
                 self.cells.failed(name, key, error)
                 self.done.failed.append({"what": f"{model}, {group}", "code": error.code, "why": error.what})

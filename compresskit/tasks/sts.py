@@ -124,7 +124,8 @@ class Similarity(Task):
         """Spearman's correlation of each resample: Pearson's of the ranks that values have within it."""
         ranks = [_scipy_stats().rankdata(statistics[:, column][picks], axis=1) for column in (0, 1)]
         left, right = (rank - rank.mean(1, keepdims=True) for rank in ranks)
-        found: np.ndarray = 100 * (left * right).sum(1) / np.sqrt((left**2).sum(1) * (right**2).sum(1))
+        with np.errstate(invalid="ignore", divide="ignore"):  # resamples that all score alike have no correlation: NaN
+            found: np.ndarray = 100 * (left * right).sum(1) / np.sqrt((left**2).sum(1) * (right**2).sum(1))
         return found
 
 

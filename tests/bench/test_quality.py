@@ -204,3 +204,24 @@ def test_a_record_without_its_sums_says_so(tmp_path: Path) -> None:
     record = quality.to_record(quality.score(workload, answers(workload, workload.reference["gold"])))
     with pytest.raises(DataError):
         quality.recomputed(record.model_copy(update={"details": {}}))
+
+
+def test_torch_and_onnxruntime_are_scored_by_the_same_code(bert: Path, gpt2: Path, tmp_path: Path) -> None:
+    from compresskit.bench.engines import engine
+    from compresskit.bench.engines.base import Settings
+
+    pairs, texts = tmp_path / "pairs.tsv", tmp_path / "texts.jsonl"
+    pairs.write_text("score\tsentence1\tsentence2\n5\tthe cat\ta cat\n1\tgood film\tthe dog\n3\tbad book\ta book\n")
+    texts.write_text(json.dumps({"text": "the cat sat on a mat and the dog runs in the park"}) + "\n")
+    for task, data, folder in (("sts", pairs, bert), ("language_modelling", texts, gpt2)):
+        workload = quality.prepare(task, data, models.tokenizer(), folder=folder)
+        found = []
+        for name, path in (("torch", folder), ("onnxruntime", folder / "model.onnx")):
+            running = engine(name)
+            running.load(path, Settings(threads=1))
+            found.append(quality.score(workload, [running.run(batch) for batch in workload.batches]))
+        assert found[0].value == pytest.approx(found[1].value, rel=1e-4)
+        np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-4)
+        compared = quality.against(*found)
+        assert compared.get("cosine_min", 1) > 0.99999
+        assert compared.get("kl_mean", 0) < 1e-6

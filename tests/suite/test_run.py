@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compresskit.errors import DataError, ModelError
+from compresskit.errors import DataError, InterruptedRun, ModelError
 from compresskit.suite import run as module
 from compresskit.suite.points import Point
 from compresskit.suite.run import run_suite
@@ -130,6 +130,19 @@ def test_a_point_that_fails_does_not_stop_the_others(tmp_path: Path, steps: Step
     steps.broken.clear()
     assert run_suite(suite(tmp_path), tmp_path / "out", resume=True)["failed"] == []
     assert steps.made == ["table", "int8"]
+
+
+def test_an_interrupt_ends_the_suite_and_is_no_failure_of_a_point(
+    tmp_path: Path, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise InterruptedRun("CK-B018", "the run was interrupted")
+
+    monkeypatch.setattr(module, "measure", stopped)
+    with pytest.raises(InterruptedRun):
+        run_suite(suite(tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out" / "small.json").exists()
+    assert not list((tmp_path / "out" / "cells").glob("*measured*"))
 
 
 def test_data_that_are_not_there_are_missed_at_once(tmp_path: Path, steps: Steps) -> None:
