@@ -101,7 +101,8 @@ def trade(view: View, cost: str) -> Section:
     )
     lead = (
         "The line joins the models worth having: none other is at least as good in both. Grey ones are dominated:"
-        " another is at least as good in both and clearly better in one. Dotted lines join what can't be told apart."
+        " another is at least as good in both and clearly better in one. Dotted lines join what can't be told apart:"
+        " by the intervals of the paired comparisons with the baseline where there are any, else by the whiskers."
     )
     lead += (
         " The area of a circle is the size of the files."

@@ -30,13 +30,33 @@ class Span:
 
 @dataclass(frozen=True)
 class Point:
-    """A candidate: ``cost`` (less is better) against ``quality``; ``size`` in bytes is its bubble."""
+    """A candidate: ``cost`` (less is better) against ``quality``.
+
+    Args:
+        size: bytes; its bubble.
+        cost_ratio, quality_change: against the baseline, measured in pairs: narrower intervals, by which two candidates
+            are told apart where both have them. The baseline's are 1 and 0.
+    """
 
     name: str
     cost: Span
     quality: Span
     size: float | None = None
     baseline: bool = False
+    cost_ratio: Span | None = None
+    quality_change: Span | None = None
+
+    def same_cost(self, other: Point) -> bool:
+        """The costs can't be told apart."""
+        if self.cost_ratio is not None and other.cost_ratio is not None:
+            return self.cost_ratio.overlaps(other.cost_ratio)
+        return self.cost.overlaps(other.cost)
+
+    def same_quality(self, other: Point) -> bool:
+        """The qualities can't be told apart."""
+        if self.quality_change is not None and other.quality_change is not None:
+            return self.quality_change.overlaps(other.quality_change)
+        return self.quality.overlaps(other.quality)
 
 
 @dataclass(frozen=True)
@@ -71,15 +91,11 @@ def _widened(span: Span, share: float) -> Span:
 
 def _standing(point: Point, points: Sequence[Point], sign: float) -> Standing:
     others = [other for other in points if other is not point]
-    ties = tuple(
-        other.name for other in others if point.cost.overlaps(other.cost) and point.quality.overlaps(other.quality)
-    )
+    ties = tuple(other.name for other in others if point.same_cost(other) and point.same_quality(other))
     better = [other for other in others if _at_least_as_good(other, point, sign)]
     if not better:
         return Standing("frontier", ties=ties)
-    clearly = [
-        other for other in better if not other.cost.overlaps(point.cost) or not other.quality.overlaps(point.quality)
-    ]
+    clearly = [other for other in better if not other.same_cost(point) or not other.same_quality(point)]
     if clearly:
         # The one that is furthest ahead in cost is the one to name.
         return Standing("dominated", min(clearly, key=lambda other: (other.cost.value, other.name)).name, ties)

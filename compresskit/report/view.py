@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from compresskit.bench.record import Arm, Comparison, Metric, Record
-from compresskit.report.foreign import interval, positive, text
+from compresskit.report.foreign import interval, mapping, positive, text
 from compresskit.report.foreign import number as finite
 from compresskit.report.trade import Point, Span
 
@@ -161,8 +161,26 @@ class View:
             if span is not None and score is not None and arm.name in score.spans:
                 quality = score.spans[arm.name]
                 size = self.size_of(arm)
-                found.append(Point(self.shown(arm), span, quality, size, baseline=arm.role == "baseline"))
+                base = arm.role == "baseline"
+                ratio = self._ratio(arm) if cost == "latency" else None
+                found.append(Point(self.shown(arm), span, quality, size, base, ratio, self._change(arm)))
         return found
+
+    def _ratio(self, arm: Arm) -> Span | None:
+        """Time over the baseline's, measured in turns."""
+        if arm.role == "baseline":
+            return Span(1.0, 1.0, 1.0)
+        row = self.comparison(arm)
+        value, ci = (None, None) if row is None else (positive(row.ratio), interval(row.ci))
+        return None if value is None or ci is None else Span.of(value, ci)
+
+    def _change(self, arm: Arm) -> Span | None:
+        """Quality minus the baseline's on the same examples."""
+        if arm.role == "baseline":
+            return Span(0.0, 0.0, 0.0)
+        against = mapping(arm.quality.against) if arm.quality is not None else {}
+        value, ci = finite(against.get("difference")), interval(against.get("ci"))
+        return None if value is None or ci is None else Span.of(value, ci)
 
     def cost_of(self, arm: Arm, cost: str) -> Span | None:
         """What ``arm`` costs, if that can be drawn."""

@@ -75,3 +75,18 @@ def test_one_is_always_on_the_frontier_and_no_frontier_point_is_beaten(rows: lis
             by = next(other for other in points if other.name == found[each.name].by)
             assert by.cost.value <= each.cost.value
             assert by.quality.value >= each.quality.value
+
+
+def test_paired_comparisons_tell_apart_what_the_whiskers_do_not() -> None:
+    def paired(name: str, cost: float, ratio: tuple[float, float], change: tuple[float, float]) -> Point:
+        wide = point(name, cost, 80.0 + change[0], half=50.0)
+        spans = (Span.of(sum(ratio) / 2, ratio), Span.of(change[0], change))
+        return Point(wide.name, wide.cost, wide.quality, cost_ratio=spans[0], quality_change=spans[1])
+
+    base, fast = paired("base", 10, (1, 1), (0, 0)), paired("fast", 6, (0.58, 0.62), (0, 0.1))
+    assert standings([base, fast])["base"].state == "dominated"
+    assert standings([base, fast])["fast"].ties == ()
+    near = paired("near", 9.8, (0.95, 1.03), (-0.1, 0.1))
+    assert standings([base, near])["base"].ties == ("near",)
+    unpaired = point("unpaired", 6, 81, half=50)
+    assert standings([base, unpaired])["base"].state == "tied", "without a pair the whiskers decide"
