@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from transformers import AutoModel, AutoTokenizer
 
 from compresskit.calibrate.batches import tokenize
 from compresskit.calibrate.outputs import outputs_of, pool
@@ -127,15 +126,3 @@ def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UsageError, match="scipy") as caught:
         scored(models.tiny("bert"), written(tmp_path, ROWS))
     assert "compresskit[tasks]" in caught.value.fix
-
-
-@pytest.mark.slow
-def test_minilm_scores_as_published(minilm_path: Path, shared_data: Path) -> None:
-    model = AutoModel.from_pretrained(minilm_path).eval()
-    task = Similarity()
-    path = shared_data / "stsb" / "test.tsv"
-    workload = task.prepare(path, AutoTokenizer.from_pretrained(minilm_path), facts_of(model), Options())
-    score = task.score(workload, run_torch(model, workload))
-    assert score.rows == 1379
-    assert score.value == pytest.approx(82.03, abs=0.01)
-    assert score.details["pearson"] == pytest.approx(82.74, abs=0.01)
