@@ -99,6 +99,9 @@ def command(prepared: Prepared) -> list[str]:
     words += ["--scenario", ",".join(dict.fromkeys(work.cell.scenario for work in prepared.works))]
     words += ["--batch", ",".join(map(str, options.batches))]
     words += ["--length", ",".join(map(str, dict.fromkeys(work.cell.length for work in prepared.works)))]
+    words += ["--dtype", options.dtype] if options.dtype else []
+    words += ["--new-tokens", str(options.new_tokens)] if any(work.cell.new_tokens for work in prepared.works) else []
+    words += [] if options.control else ["--no-control"]
     if options.engine:
         words += ["--engine", options.engine]
     if options.task and options.data:
@@ -148,7 +151,7 @@ def _arm(
             compressed=subject.compressed,
         ),
         recipe=subject.recipe,
-        metrics=arm_metrics(subject, started, details, facts),
+        metrics=arm_metrics(subject, started, details, facts) | _uncached(journal.find("cold", arm=name)),
         cells=measured,
         quality=Quality.model_validate(quality["quality"]) if quality else None,
         parts=facts.get("parts") or [],
@@ -228,6 +231,14 @@ def _cold_start(facts: Sequence[dict[str, Any]]) -> dict[str, Metric]:
             else unavailable("s", "no worker was started")
         )
     return found
+
+
+def _uncached(entry: dict[str, Any] | None) -> dict[str, Metric]:
+    name = "cold_start.load_uncached"
+    if entry is None or not entry["dropped"]:
+        return {name: unavailable("s", "only standard and publish measure it, and where the system drops cached files")}
+    method = "one process alone, files dropped from the page cache (POSIX_FADV_DONTNEED)"
+    return {name: Metric(value=entry["load_s"], unit="s", n=1, method=method)}
 
 
 def _memory(facts: Sequence[dict[str, Any]], peak: dict[str, Any]) -> dict[str, Metric]:

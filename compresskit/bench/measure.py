@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from compresskit.bench.comparisons import Rules, half_width
 from compresskit.bench.details import take_details
 from compresskit.bench.environment import throttled
-from compresskit.bench.inputs import Work
+from compresskit.bench.inputs import Work, folder_of
 from compresskit.bench.journal import Journal
+from compresskit.bench.pool import STARTING, WorkerProcess
 from compresskit.bench.prepare import Prepared, Progress
 from compresskit.bench.record import Block, Slice
 from compresskit.bench.schedule import Slices, block_id, order, plan_slices
@@ -57,6 +58,8 @@ class Measurement:
                 self._together(works, threads)
             else:
                 self._one_after_another(works, threads)
+        if self.prepared.options.details and not self.profile.together:
+            self._cold_starts()
         self.journal.add("finished", stopped_by=self.stopped_by)
 
     def _together(self, works: list[Work], threads: int) -> None:
@@ -103,6 +106,31 @@ class Measurement:
             folder=self.prepared.scratch,
             resident=self.prepared.resident,
         )
+
+    def _cold_starts(self) -> None:
+        """One fresh process an arm, alone on the machine, with the model's files dropped from the page cache first."""
+        options = self.prepared.options
+        for name, subject in self.prepared.arms.items():
+            known = self.journal.find("cold", arm=name) is not None
+            if known or name in self.failed or name == self.prepared.control:
+                continue
+            self.tell(0.97, f"cold start: {name}")
+            worker = WorkerProcess(name, threads=options.threads[0], device=options.device)
+            try:
+                files = [str(folder_of(subject) / file) for file in subject.files]
+                dropped = worker.ask("forget", files=files)["dropped"]
+                found = worker.ask(
+                    "load",
+                    timeout=STARTING,
+                    name=subject.engine,
+                    path=str(subject.path),
+                    threads=options.threads[0],
+                    device=options.device,
+                    dtype=options.dtype,
+                )
+            finally:
+                worker.close()
+            self.journal.add("cold", arm=name, load_s=found["load_s"], import_s=found["import_s"], dropped=dropped)
 
     def _ready(self, workers: WorkerSet, works: list[Work], replicate: int) -> None:
         workers.finish_start(works)

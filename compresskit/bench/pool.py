@@ -132,4 +132,4 @@ def environment(threads: int, device: str) -> dict[str, str]:
 def _error(content: dict[str, Any], name: str) -> CompressKitError:
     cls = getattr(errors, content.get("class", ""), ResourceError)
     what = f"{name}: {content['what']}"
-    return cls(content["code"], what, why=content.get("why", ""), fix=content.get("fix", ""))  # type: ignore[no-any-return]
+    return cls(content["code"], what, why=content.get("why", ""), fix=content.get("fix", ""))

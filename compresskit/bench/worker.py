@@ -62,6 +62,21 @@ class Worker:
             "inputs": sorted(self.engine.inputs),
         }
 
+    def do_forget(self, *, files: list[str]) -> dict[str, Any]:
+        """Ask the kernel to drop files from its cache; pages that another process maps stay."""
+        dropped = 0
+        for file in files:
+            try:
+                descriptor = os.open(file, os.O_RDONLY)
+            except OSError:
+                continue
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                dropped += 1
+            finally:
+                os.close(descriptor)
+        return {"dropped": dropped}
+
     def do_inputs(self, *, cell: str, file: str, tokens: list[int], new_tokens: int | None) -> dict[str, Any]:
         """Take the inputs of a cell, run the first of them once; gives their hash and the first call's time."""
         batches = read_batches(Path(file))

@@ -253,6 +253,17 @@ def test_one_process_at_a_time(probe: Path, brief: Profile) -> None:
     assert len(made.blocks) == 2
 
 
+def test_sets_one_after_another_and_cold_starts(probe: Path, brief: Profile) -> None:
+    profile = replace(brief, together=False, replicates=(2, 3), half_width=10.0)
+    made = run(options(probe, profile))
+    assert {block.process for block in made.blocks} == {0, 1}
+    assert made.plan.stopped_by == "half_width"
+    assert (made.baseline.metrics["cold_start.load_uncached"].value or 0) > 0
+    assert made.arms[1].metrics["cold_start.load_uncached"].status == "unavailable"
+    never = run(options(probe, replace(profile, half_width=1e-9), details=False))
+    assert {block.process for block in never.blocks} == {0, 1, 2}
+
+
 def test_several_shapes_of_work(probe: Path, brief: Profile) -> None:
     made = run(options(probe, brief, lengths=(8, 16), batches=(1, 2), threads=(1, 2), details=False, control=False))
     assert len(made.plan.cells) == 8

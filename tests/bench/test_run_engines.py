@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from compresskit.bench.options import BenchOptions
+from compresskit.bench.prepare import prepare
 from compresskit.bench.run import run
 from compresskit.bench.schedule import Profile
 from tests import models
@@ -44,6 +45,18 @@ def test_decoding_in_two_engines(gpt2: Path, brief: Profile) -> None:
     assert left.metrics["compute.flops_dense"].value == 2 * (left.metrics["compute.macs_dense"].value or 0)
     assert left.parts
     assert left.engine_details["threads"] == 1
+
+
+def test_standard_runs_have_onnxruntime_beside_torch(bert: Path, tmp_path: Path) -> None:
+    made = prepare(BenchOptions(models=(str(bert),), profile="standard", lengths=(12,)), tmp_path, lambda *_: None)
+    assert list(made.arms) == ["tiny", "tiny (again)", "tiny (onnxruntime float32)"]
+    assert made.others == ["tiny (onnxruntime float32)"]
+    exported = made.arms["tiny (onnxruntime float32)"]
+    assert exported.path.is_file()
+    assert exported.fingerprint.endswith(made.arms["tiny"].fingerprint)
+    quick = prepare(BenchOptions(models=(str(bert),), lengths=(12,)), tmp_path, lambda *_: None)
+    assert list(quick.arms) == ["tiny", "tiny (again)"]
+    assert any("ONNX Runtime" in item.what for item in quick.not_measured)
 
 
 def test_quality_is_of_the_measured_models(bert: Path, brief: Profile, tmp_path: Path) -> None:
