@@ -1,0 +1,73 @@
+"""The arms that MiDTD is compared with, and what their targets look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from compresskit.numerics.temperatures import entropy_spread
+from compresskit.train.policies import Band, BySoftness, Exponential, Fixed, Policy
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a student is trained; without a policy, on labels alone."""
+
+    name: str
+    policy: Policy | None = None
+    rho: float = 0.0
+    key: str = "pair"
+    alpha: float = 0.8
+    squared: bool = False
+    smoothing: float = 0.0
+
+    def with_tuned(self, tuned: dict[str, Any]) -> Arm:
+        """This arm with what was chosen on development data."""
+        if self.name == "kd_tuned" and "kd" in tuned:
+            chosen = TUNED_KD[tuned["kd"]]
+            return replace(self, policy=chosen.policy, squared=chosen.squared)
+        if isinstance(self.policy, BySoftness) and "band" in tuned:
+            soft = BANDS[tuned["band"]].policy
+            assert soft is not None
+            return replace(self, policy=replace(self.policy, soft=soft))
+        return self
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("teacher"),
+        Arm("default", BySoftness(), rho=0.5),
+        Arm("ce_again"),
+        Arm("kd", Fixed(1.0)),
+        Arm("kd_tuned", Fixed(1.0)),
+        Arm("dtr", BySoftness()),
+        Arm("mitf", Fixed(1.0), rho=0.5),
+        Arm("paper", Exponential(0.7, 0.45, 0.5), rho=0.5, key="pair+label"),
+        Arm("label_smoothing", smoothing=0.1),
+    )
+}
+
+TUNED_KD = {
+    "T=1": ARMS["kd"],
+    "T=0.5": Arm("T=0.5", Fixed(0.5), squared=True),
+    "T=2": Arm("T=2", Fixed(2.0), squared=True),
+    "T=4": Arm("T=4", Fixed(4.0), squared=True),
+    "teacher T=0.5": Arm("teacher T=0.5", Fixed(0.5, 1.0)),
+    "teacher T=0.3": Arm("teacher T=0.3", Fixed(0.3, 1.0)),
+}
+"""Plain KD with T on both sides and its square as scale, or with T on the teacher's side alone."""
+
+BANDS = {
+    "0.05-0.3": Arm("0.05-0.3", BySoftness(soft=Band(0.05, 0.3)), rho=0.5),
+    "0.05-0.5": Arm("0.05-0.5", BySoftness(soft=Band(0.05, 0.5)), rho=0.5),
+}
+
+
+def entropies(policy: Policy, targets: torch.Tensor) -> dict[str, float]:
+    """5th, 50th and 95th percentile of the targets' entropy at the temperatures of ``policy``, in nats."""
+    prepared = policy.prepare(targets)
+    teacher, _ = prepared(targets, targets)
+    return {name: round(value, 4) for name, value in entropy_spread(targets, teacher).items()}

@@ -1,0 +1,203 @@
+"""Sentence classifiers for relation extraction: PCNN, BiLSTM with word attention, and entity starts of an encoder.
+
+Shapes: B sentences, T tokens, W word size, P position size, F filters, D hidden size, C relations, G bags.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from compresskit.models.bags import SelectiveAttention
+from compresskit.models.settings import BiLSTMConfig, EntityStartConfig, PCNNConfig
+
+
+class _Relation(PreTrainedModel):
+    """The head that all have: a linear layer on the vector of a sentence, or selective attention over a bag.
+
+    ``forward`` takes ``input_ids`` (B, T), ``attention_mask`` (B, T), ``head`` and ``tail`` (B, 2) (first token and the
+    one after the last of each entity), and ``bags`` (B,), numbers 0 to G - 1, where the config says ``attention``.
+    """
+
+    main_input_name = "input_ids"
+    _no_split_modules: list[str] = []  # noqa: RUF012  (as in the base class)
+
+    def _make_head(self, width: int) -> None:
+        self.dropout = nn.Dropout(self.config.classifier_dropout)
+        self.classifier: nn.Module = (
+            SelectiveAttention(width, self.config.num_labels)
+            if self.config.attention
+            else nn.Linear(width, self.config.num_labels)
+        )
+
+    def vectors(self, input_ids: Tensor, attention_mask: Tensor, head: Tensor, tail: Tensor) -> Tensor:
+        """Vectors of the sentences, (B, D)."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        head: Tensor | None = None,
+        tail: Tensor | None = None,
+        bags: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput:
+        """Logits (B, C), or (G, C) with ``bags``; a loss where labels are given, of sentences or of bags."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        nowhere = torch.zeros(len(input_ids), 2, dtype=torch.int64, device=input_ids.device)
+        vectors = self.vectors(input_ids, mask, nowhere if head is None else head, nowhere if tail is None else tail)
+        if isinstance(self.classifier, SelectiveAttention):
+            numbers = torch.arange(len(input_ids), device=input_ids.device) if bags is None else bags
+            logits = self.classifier(self.dropout(vectors), numbers, labels if self.training else None)
+        else:
+            logits = self.classifier(self.dropout(vectors))
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Conv1d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.1)
+            if module.padding_idx is not None:
+                with torch.no_grad():
+                    module.weight[module.padding_idx].zero_()
+        elif isinstance(module, nn.LSTM):
+            for name, parameter in module.named_parameters():
+                (nn.init.orthogonal_ if name.startswith("weight_hh") else nn.init.uniform_)(
+                    parameter, *([] if name.startswith("weight_hh") else [-0.1, 0.1])
+                )
+        elif isinstance(module, SelectiveAttention):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+class _Words(nn.Module):
+    """Word vectors beside the vectors of the distances to head and tail: (B, T, W + 2P)."""
+
+    def __init__(self, config: PCNNConfig | BiLSTMConfig) -> None:
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.word_size, padding_idx=0)
+        self.to_head = nn.Embedding(2 * config.max_distance + 1, config.position_size)
+        self.to_tail = nn.Embedding(2 * config.max_distance + 1, config.position_size)
+        self.most = config.max_distance
+        self.width = config.word_size + 2 * config.position_size
+
+    def forward(self, input_ids: Tensor, head: Tensor, tail: Tensor) -> Tensor:
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        distances = [(places - entity[:, :1]).clamp(-self.most, self.most) + self.most for entity in (head, tail)]
+        parts = [self.words(input_ids), self.to_head(distances[0]), self.to_tail(distances[1])]
+        return torch.cat(parts, -1)
+
+
+def pieces(mask: Tensor, head: Tensor, tail: Tensor) -> Tensor:
+    """Which of the three pieces holds each token, (B, 3, T) bool: up to the first entity, between, after the second.
+
+    Each entity ends its piece. Padding is in none.
+    """
+    places = torch.arange(mask.shape[1], device=mask.device)
+    ends = torch.stack([head[:, 1], tail[:, 1]], 1).sort(1).values - 1
+    first, second = places <= ends[:, :1], places <= ends[:, 1:]
+    return torch.stack([first, ~first & second, ~second], 1) & mask.bool().unsqueeze(1)
+
+
+class PCNNForRelationExtraction(_Relation):
+    """Piecewise convolutional network: the largest value of each filter in each of three pieces, 3F numbers."""
+
+    config_class = PCNNConfig
+    base_model_prefix = "encoder"
+
+    def __init__(self, config: PCNNConfig) -> None:
+        super().__init__(config)
+        self.words = _Words(config)
+        self.convolution = nn.Conv1d(self.words.width, config.filters, config.kernel, padding=config.kernel // 2)
+        self._make_head(3 * config.filters)
+        self.post_init()
+
+    def vectors(self, input_ids: Tensor, attention_mask: Tensor, head: Tensor, tail: Tensor) -> Tensor:
+        # Padding is zeroed, so that a convolution at the last word sees what it sees without padding.
+        words = self.words(input_ids, head, tail) * attention_mask.unsqueeze(-1)
+        found = self.convolution(words.transpose(1, 2))
+        inside = pieces(attention_mask, head, tail)
+        # Added, not filled in: this is the time of a step, and -inf plus a finite number is -inf as well.
+        outside = torch.zeros_like(inside, dtype=found.dtype).masked_fill(~inside, -torch.inf)
+        largest = torch.stack([(found + outside[:, part : part + 1]).amax(-1) for part in range(3)], 1)
+        largest = torch.where(inside.any(-1, keepdim=True), largest, torch.zeros_like(largest))
+        activated = largest.relu() if self.config.activation == "relu" else largest.tanh()
+        return activated.flatten(1)
+
+
+class BiLSTMForRelationExtraction(_Relation):
+    """Both directions of an LSTM added, and an attention over words: tanh of the weighted sum of states, D numbers."""
+
+    config_class = BiLSTMConfig
+    base_model_prefix = "encoder"
+
+    def __init__(self, config: BiLSTMConfig) -> None:
+        super().__init__(config)
+        self.words = _Words(config)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.lstm = nn.LSTM(self.words.width, config.hidden, batch_first=True, bidirectional=True)
+        self.state_dropout = nn.Dropout(config.state_dropout)
+        self.query = nn.Linear(config.hidden, 1, bias=False)
+        self._make_head(config.hidden)
+        self.post_init()
+
+    def vectors(self, input_ids: Tensor, attention_mask: Tensor, head: Tensor, tail: Tensor) -> Tensor:
+        words = self.embedding_dropout(self.words(input_ids, head, tail))
+        # Packed: the backward direction begins at the last word of each sentence, not in its padding.
+        lengths = attention_mask.sum(1).clamp(min=1).cpu()
+        packed = nn.utils.rnn.pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
+        states, _ = nn.utils.rnn.pad_packed_sequence(
+            self.lstm(packed)[0], batch_first=True, total_length=input_ids.shape[1]
+        )
+        both = self.state_dropout(sum(states.chunk(2, -1)))
+        scores = self.query(both.tanh()).squeeze(-1).masked_fill(~attention_mask.bool(), -torch.inf)
+        vectors: Tensor = (scores.softmax(-1).unsqueeze(-1) * both).sum(1).tanh()
+        return vectors
+
+
+class EntityStartForRelationExtraction(_Relation):
+    """The states of an encoder at the markers before head and tail, side by side: 2D numbers."""
+
+    config_class = EntityStartConfig
+    base_model_prefix = "encoder"
+
+    def __init__(self, config: EntityStartConfig) -> None:
+        super().__init__(config)
+        settings = dict(config.encoder)
+        inner: PreTrainedConfig = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        self.encoder = AutoModel.from_config(inner)
+        self._make_head(2 * inner.hidden_size)
+        self.post_init()
+
+    def vectors(self, input_ids: Tensor, attention_mask: Tensor, head: Tensor, tail: Tensor) -> Tensor:
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        rows = torch.arange(len(states), device=states.device)
+        return torch.cat([states[rows, head[:, 0]], states[rows, tail[:, 0]]], -1)
+
+    def freeze_lower_layers(self) -> None:
+        """Leave all but the last ``trainable_layers`` blocks as they are (the choice of the released MiDTD)."""
+        kept = self.config.trainable_layers
+        if kept is None:
+            return
+        stack = next(module for module in self.encoder.modules() if isinstance(module, nn.ModuleList))
+        trained = {id(parameter) for block in stack[len(stack) - kept :] for parameter in block.parameters()}
+        for parameter in self.encoder.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+
+
+MODELS: tuple[type[_Relation], ...] = (
+    PCNNForRelationExtraction,
+    BiLSTMForRelationExtraction,
+    EntityStartForRelationExtraction,
+)
