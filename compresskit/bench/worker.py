@@ -145,6 +145,9 @@ class Worker:
             except CompressKitError as error:
                 found["parts"], found["parts_reason"] = [], error.what
             return found
+        if Path(file).suffix != ".onnx":
+            reason = "it can be told from checkpoints and ONNX files only"
+            return {"parameters": None, "macs": None, "reason": reason}
         from compresskit.bench.onnx_counts import tensors
 
         return {"parameters": tensors(Path(file)), "macs": None, "reason": "operations are counted on the checkpoint"}

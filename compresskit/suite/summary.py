@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from compresskit.suite.schema import Suite
 
 FORMAT = "compresskit.suite/1.0"
+_BY_CPU_TIME = "by CPU time"
 
 
 @dataclass
@@ -137,9 +138,10 @@ def _head(content: Mapping[str, Any]) -> list[str]:
     ]
     if noise.get("aa_ci"):
         low, high = noise["aa_ci"]
+        fitness = "; ".join([noise["fit"], *noise.get("reasons", [])])
         lines.append(
             f"Load average before the run {load}; the baseline against itself gave {noise['aa_ratio']:.3f}"
-            f" [{low:.3f}, {high:.3f}]: the machine was {noise['fit']}."
+            f" [{low:.3f}, {high:.3f}] (fitness of the machine: {fitness})."
         )
     lines.append(f"`{content['command']}`")
     return [f"{line}  " for line in lines[:-1]] + lines[-1:]
@@ -213,6 +215,13 @@ def _time(row: Mapping[str, Any], cell: str) -> list[str]:
 
 def notes(content: Mapping[str, Any]) -> list[str]:
     """What was left out, and why."""
-    lines = [f"- {each['what']} was skipped: {each['why']}" for each in content["skipped"]]
+    reasons = [found.get("reason") or "" for row in content["rows"] for found in row["latency"].values()]
+    lines = []
+    if any(reason.startswith(_BY_CPU_TIME) for reason in reasons):
+        lines.append(
+            "- Other work interrupted the samples: ratios and verdicts go by the process's CPU time, less disturbed"
+            " by that than the wall clock."
+        )
+    lines += [f"- {each['what']} was skipped: {each['why']}" for each in content["skipped"]]
     lines += [f"- {each['what']} failed: {each['why']} ({each['code']})" for each in content["failed"]]
     return lines

@@ -88,6 +88,14 @@ def test_what_was_not_measured_is_said() -> None:
     assert markdown(content([])).strip().endswith("Nothing was measured.")
 
 
+def test_the_clock_that_decided_is_said() -> None:
+    quiet = markdown(content([row("fp32", "baseline"), row("int8")]))
+    assert "CPU time" not in quiet
+    busy = row("int8")
+    busy["latency"][CELL]["reason"] = "by CPU time, as 90 % of samples were interrupted: the interval lies beyond 4 %"
+    assert "go by the process's CPU time" in markdown(content([row("fp32", "baseline"), busy]))
+
+
 def test_a_baseline_that_was_measured_often_stands_once() -> None:
     rows = [row("fp32", "baseline"), row("a"), row("fp32", "baseline"), row("b")]
     lines = [line for line in markdown(content(rows)).splitlines() if line.startswith("| fp32")]
