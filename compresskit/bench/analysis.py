@@ -14,6 +14,9 @@ from compresskit.numerics.statistics import least_samples, quantile, quantile_in
 SAFETY = 0.99
 """How surely enough samples for a percentile must be there."""
 
+LEAST = 1e-6
+"""Milliseconds that a statistic counts at least as: CPU clocks may be coarser than a call."""
+
 _QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 Floats = NDArray[np.float64]
 
@@ -106,7 +109,9 @@ def log_ratios(blocks: Sequence[Block], cell: str, a: str, b: str, statistic: St
         left = [part for part in block.slices if part.arm == a]
         right = [part for part in block.slices if part.arm == b]
         if left and right:
-            groups.setdefault(block.process, []).append(math.log(statistic(right) / statistic(left)))
+            groups.setdefault(block.process, []).append(
+                math.log(max(statistic(right), LEAST) / max(statistic(left), LEAST))
+            )
     return [np.array(groups[key]) for key in sorted(groups)]
 
 

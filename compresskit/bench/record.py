@@ -20,6 +20,7 @@ from compresskit.errors import DataError
 FORMAT = "compresskit.bench/1.0"
 _MAJOR = "compresskit.bench/1."
 MOST_BYTES = 512 * 2**20
+_SHORTEST, _LONGEST = 1e-7, 1e10  # milliseconds
 
 Status = Literal["measured", "derived", "estimated", "unavailable"]
 Verdict = Literal["FASTER", "SLOWER", "SAME", "AMBIGUOUS", "INVALID"]
@@ -266,6 +267,18 @@ class Slice(_Part):
     output_hash: str = ""
     started: float = Field(default=0.0, description="seconds since the run began")
     throttled: bool = False
+
+    @model_validator(mode="after")
+    def _times(self) -> Slice:
+        timed = [*self.wall_ms, *self.first_ms, *self.device_ms, *(value for row in self.token_ms for value in row)]
+        if not self.wall_ms or not all(_SHORTEST < value < _LONGEST for value in timed):
+            raise ValueError("a slice holds calls, and times are above 0 and finite")
+        if not all(0 <= value < _LONGEST for value in self.cpu_ms):
+            raise ValueError("CPU times are at least 0 and finite")
+        for name in ("cpu_ms", "flags", "device_ms", "first_ms", "token_ms", "tokens"):
+            if len(getattr(self, name)) not in (0, len(self.wall_ms)):
+                raise ValueError(f"{name} has not one entry a call")
+        return self
 
 
 class Block(_Part):

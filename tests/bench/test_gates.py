@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from compresskit.bench import gates
+from compresskit.bench import gates, record
 from compresskit.bench.gates import compare, parse_gate
 from compresskit.bench.record import Quality, Record
-from compresskit.errors import DataError, UsageError
+from compresskit.errors import CompressKitError, DataError, UsageError
 from tests.bench.records import make
 
 
@@ -139,6 +144,36 @@ def test_arms_are_paired_by_name_and_gated_as_candidates() -> None:
     found = compare(before, after, [parse_gate("p50<=5%")])
     assert [(item.arm, item.verdict) for item in found.gates] == [("int8", "PASS")]
     assert {change.arm for change in found.changes} == {"fp32", "int8"}
+
+
+def leaves(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(found for key, item in items for found in leaves(item, (*place, key)))]
+
+
+def test_damaged_records_give_typed_errors_only(tmp_path: Path) -> None:
+    """Any one value replaced by something hostile: read and compared, or refused."""
+    whole = make({"m": 1.0, "n": 0.8}, processes=2, count=4, calls=2, quality={"m": sts(0.0), "n": sts(-0.1)}).to_dict()
+    good, path = record.Record.model_validate(whole), tmp_path / "x.json"
+    places = leaves(whole)[1:]
+    hostile = [None, "", "</script>", -1, 0, 1e308, -1e308, 1e-308, 2**70, True, [], {}, [[1]], {"a": 1}, "x" * 5000]
+    generator = random.Random(0)
+    chosen = [gates.parse_gate(text) for text in ("p50<=-10%", "quality>=-0.5pp", "size<=0.3x", "latency.p90<=5%")]
+    statuses = []
+    for _ in range(250):
+        content = copy.deepcopy(whole)
+        place = generator.choice(places)
+        inner = content
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = generator.choice(hostile)
+        path.write_text(json.dumps(content))
+        try:
+            compare(good, record.read(path), chosen, allow_env_diff=generator.random() < 0.5)
+        except CompressKitError as error:
+            statuses.append(error.exit_code)
+    assert len(statuses) > 20
+    assert set(statuses) == {3}
 
 
 def test_draws_know_how_processes_differ() -> None:
