@@ -336,12 +336,12 @@ def _architectures(path: Path) -> list[str]:
 
 
 def _class_to_load(path: Path, auto_class: str | type | None) -> Any:
-    import transformers
+    from compresskit.checkpoint.classes import model_class
 
     if isinstance(auto_class, type):
         return auto_class
     names = [auto_class] if auto_class else _architectures(path)
-    cls = getattr(transformers, names[0], None) if names else None
+    cls = model_class(names[0]) if names else None
     if not isinstance(cls, type) or not hasattr(cls, "from_pretrained"):
         raise ModelError(
             "CK-L042",

@@ -186,13 +186,12 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _load_as_users_do(path: Path) -> Any:
-    import transformers
-
     import compresskit  # noqa: F401  (what a user writes to load our checkpoints)
+    from compresskit.checkpoint.classes import model_class
     from compresskit.checkpoint.memory import order_memory
 
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    cls = getattr(transformers, config["architectures"][0])
+    cls = model_class(config["architectures"][0])
     model = cls.from_pretrained(path).eval()
     # Where tensors begin in memory decides the last bits; for stock checkpoints nobody else takes care of it.
     order_memory(model)

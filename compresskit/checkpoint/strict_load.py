@@ -115,11 +115,13 @@ def _empty_model(folder: Path, config: Mapping[str, Any], trust_remote_code: boo
     """The class to load, and an instance without storage, from the class that the config names."""
     import transformers
 
+    from compresskit.checkpoint.classes import model_class
+
     names = config.get("architectures") or []
+    named = model_class(names[0]) if names else None
     settings = transformers.AutoConfig.from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=trust_remote_code
     )
-    named = getattr(transformers, names[0], None) if names else None
     known = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
     with torch.device("meta"):
         if known:

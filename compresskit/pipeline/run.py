@@ -213,6 +213,7 @@ class _Run:
             texts=data.texts,
             tokenizer=tokenizer,
             teacher=self._teacher(model),
+            data=self.recipe.data,
             work=workspace.scratch,
         )
         runner = StepRunner(data, reference, context, self.options.strict)

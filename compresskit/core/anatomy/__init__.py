@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from compresskit.core.anatomy import bert, decoders, t5  # noqa: F401  (each registers its families)
+from compresskit.core.anatomy import bert, decoders, relation, t5  # noqa: F401  (each registers its families)
 from compresskit.core.anatomy.family import Family, family_of, register_family, supported
 from compresskit.core.anatomy.parts import Anatomy, Attention, Block, EmbeddingTable, FeedForward, Rows, Stack
 

@@ -45,6 +45,30 @@ class Vocabulary:
         kept = [word for word, count in counts.most_common(most) if count >= least]
         return cls(("", "<unknown>", *kept))
 
+    def tokenizer(self) -> Any:
+        """A Hugging Face tokenizer that gives the same numbers, to be saved beside the model."""
+        from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        padding, unknown = "<padding>", self.words[1]
+        numbers = {**{word: number for word, number in self.numbers().items() if number}, padding: 0}
+        made = Tokenizer(models.WordLevel(numbers, unk_token=unknown))
+        made.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(r"\d"), "0")])
+        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=padding, unk_token=unknown)
+
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Any) -> Vocabulary:
+        """The words of a tokenizer that ``tokenizer`` made.
+
+        Raises:
+            DataError: CK-D063, its numbers have gaps.
+        """
+        words = {number: word for word, number in tokenizer.get_vocab().items()}
+        if sorted(words) != list(range(len(words))) or len(words) < 2:
+            raise DataError("CK-D063", "no list of words", why="the tokenizer's numbers have gaps")
+        return cls(("", *(words[number] for number in range(1, len(words)))))
+
     def numbers(self) -> dict[str, int]:
         """Word -> number."""
         return {word: number for number, word in enumerate(self.words)}
