@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def compressed(model: PreTrainedModel, name: str, options: dict[str, Any], batches: list[Batch]) -> dict[str, Any]:
+def compressed(model: PreTrainedModel, name: str, options: dict[str, Any], batches: Sequence[Batch]) -> dict[str, Any]:
     """A compressed copy of ``model``, its seconds, and bits on disk for each weight of its matrices."""
     result = copy.deepcopy(model)
     method = registry.method(name).model_validate(options)
