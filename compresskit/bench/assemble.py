@@ -96,17 +96,21 @@ def command(prepared: Prepared) -> list[str]:
     words = ["compresskit", "bench", "run", *(subject.label for subject in _asked(prepared))]
     words += ["--profile", options.profile, "--device", options.device, "--seed", str(options.seed)]
     words += ["--threads", ",".join(map(str, dict.fromkeys(work.cell.threads for work in prepared.works)))]
-    words += ["--scenario", ",".join(dict.fromkeys(work.cell.scenario for work in prepared.works))]
+    words += ["--scenario", ",".join(_scenarios(prepared))]
     words += ["--batch", ",".join(map(str, options.batches))]
     words += ["--length", ",".join(map(str, dict.fromkeys(work.cell.length for work in prepared.works)))]
     words += ["--dtype", options.dtype] if options.dtype else []
-    words += ["--new-tokens", str(options.new_tokens)] if any(work.cell.new_tokens for work in prepared.works) else []
+    words += ["--new-tokens", str(options.new_tokens)] if "decode" in _scenarios(prepared) else []
     words += [] if options.control else ["--no-control"]
     if options.engine:
         words += ["--engine", options.engine]
     if options.task and options.data:
         words += ["--task", options.task, "--data", options.data.name]
     return words
+
+
+def _scenarios(prepared: Prepared) -> list[str]:
+    return list(dict.fromkeys(work.cell.scenario for work in prepared.works))
 
 
 def _asked(prepared: Prepared) -> list[Subject]:

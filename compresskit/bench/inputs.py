@@ -96,7 +96,7 @@ def make_work(
         lengths=[int(row) for found in batches for row in found["attention_mask"].sum(1)],
         input_hash=hash_of(batches),
         text=text,
-        new_tokens=new_tokens if scenario == "decode" else None,
+        new_tokens={"decode": new_tokens, "prefill": 1}.get(scenario),
     )
     return Work(cell, batches)
 

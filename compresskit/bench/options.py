@@ -75,6 +75,7 @@ class BenchOptions:
             )
         counts = (*self.threads, *self.batches, *self.lengths, self.new_tokens)
         _require(min(counts) >= 1, "CK-B017", "threads, batch, length and new tokens are at least 1", "give 1 or more")
+        _require(self.new_tokens >= 2, "CK-B017", "decode writes at least 2 tokens", "--new-tokens 2 or more")
         _require((self.task is None) == (self.data is None), "CK-B017", "--task and --data go together", "give both")
 
     @property

@@ -103,7 +103,7 @@ class Cell(_Part):
         id: such as ``encode/b1/t128/th1``.
         lengths: non-padding tokens of each row of each input.
         input_hash: sha256 over the inputs' bytes.
-        new_tokens: tokens generated per call; decode only.
+        new_tokens: tokens generated per call: several in decode, the first in prefill.
     """
 
     id: str

@@ -47,6 +47,25 @@ def test_decoding_in_two_engines(gpt2: Path, brief: Profile) -> None:
     assert left.engine_details["threads"] == 1
 
 
+def test_prefill_is_the_prompt_and_the_first_token(gpt2: Path, brief: Profile) -> None:
+    options = BenchOptions(
+        models=(str(gpt2 / "model.onnx"), str(gpt2 / "model.onnx")),
+        scenarios=("prefill",),
+        lengths=(12,),
+        control=False,
+        details=False,
+        custom=replace(brief, replicates=(1, 1)),
+    )
+    made = run(options)
+    assert made.plan.cells[0].new_tokens == 1
+    for part in (part for block in made.blocks for part in block.slices):
+        assert part.token_ms == [[]] * len(part.wall_ms)
+        for whole, first in zip(part.wall_ms, part.first_ms, strict=True):
+            assert 0 < first <= whole
+        assert part.tokens == [13] * len(part.wall_ms)
+    assert made.comparisons[0].metric == "latency.p50"
+
+
 def test_standard_runs_have_onnxruntime_beside_torch(bert: Path, tmp_path: Path) -> None:
     made = prepare(BenchOptions(models=(str(bert),), profile="standard", lengths=(12,)), tmp_path, lambda *_: None)
     assert list(made.arms) == ["tiny", "tiny (again)", "tiny (onnxruntime float32)"]
