@@ -27,11 +27,10 @@ class Arm:
         """This arm with what was chosen on development data."""
         if self.name == "kd_tuned" and "kd" in tuned:
             chosen = TUNED_KD[tuned["kd"]]
-            return replace(self, policy=chosen.policy, squared=chosen.squared)
+            return replace(self, policy=chosen.policy, squared=chosen.squared, alpha=chosen.alpha)
         if isinstance(self.policy, BySoftness) and "band" in tuned:
-            soft = BANDS[tuned["band"]].policy
-            assert soft is not None
-            return replace(self, policy=replace(self.policy, soft=soft))
+            chosen = BANDS[tuned["band"]]
+            return replace(self, policy=chosen.policy, alpha=chosen.alpha)
         return self
 
 
@@ -57,12 +56,20 @@ TUNED_KD = {
     "T=4": Arm("T=4", Fixed(4.0), squared=True),
     "teacher T=0.5": Arm("teacher T=0.5", Fixed(0.5, 1.0)),
     "teacher T=0.3": Arm("teacher T=0.3", Fixed(0.3, 1.0)),
+    "T=1, alpha 1": Arm("T=1, alpha 1", Fixed(1.0), alpha=1.0),
+    "teacher T=0.3, alpha 1": Arm("teacher T=0.3, alpha 1", Fixed(0.3, 1.0), alpha=1.0),
 }
 """Plain KD with T on both sides and its square as scale, or with T on the teacher's side alone."""
 
 BANDS = {
-    "0.05-0.3": Arm("0.05-0.3", BySoftness(soft=Band(0.05, 0.3)), rho=0.5),
-    "0.05-0.5": Arm("0.05-0.5", BySoftness(soft=Band(0.05, 0.5)), rho=0.5),
+    name: Arm(name, BySoftness(soft=Band(low, high)), rho=0.5, alpha=alpha)
+    for name, low, high, alpha in (
+        ("0.05-0.3", 0.05, 0.3, 0.8),
+        ("0.05-0.5", 0.05, 0.5, 0.8),
+        ("0.05-0.3, alpha 1", 0.05, 0.3, 1.0),
+        ("0.02-0.15", 0.02, 0.15, 0.8),
+        ("0.02-0.15, alpha 1", 0.02, 0.15, 1.0),
+    )
 }
 
 

@@ -39,6 +39,13 @@ class _Relation(PreTrainedModel):
         """Vectors of the sentences, (B, D)."""
         raise NotImplementedError
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of words."""
+        return next(module for module in self.modules() if isinstance(module, nn.Embedding))
+
+    def get_output_embeddings(self) -> None:
+        """None: there is no head over words."""
+
     def forward(
         self,
         input_ids: Tensor,
