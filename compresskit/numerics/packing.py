@@ -61,15 +61,17 @@ def unpack_float(packed: Tensor, bits: int, count: int) -> Tensor:
     if values.shape[-1] % size:
         values = F.pad(values, (0, -values.shape[-1] % size))
     chunks = values.unflatten(-1, (-1, size))
-    parts = []
-    for number in range(_codes_at_once(bits)):
-        byte, shift = divmod(number * bits, 8)
-        window = chunks[..., byte]
-        if shift + bits > 8:
-            window = window + 256 * chunks[..., byte + 1]
-        code = torch.floor(window / 2**shift) if shift else window
-        parts.append(code - 2**bits * torch.floor(code / 2**bits))
-    return torch.stack(parts, -1).flatten(-2)[..., :count]
+    # All codes of a chunk at once: few operators, and few nodes in the graph of a layer.
+    begins = [divmod(number * bits, 8) for number in range(_codes_at_once(bits))]
+    device = packed.device
+    first = chunks.index_select(-1, torch.tensor([byte for byte, _ in begins], device=device))
+    if any(shift + bits > 8 for _, shift in begins):
+        following = torch.tensor([min(byte + 1, size - 1) for byte, _ in begins], device=device)
+        reach = torch.tensor([256.0 if shift + bits > 8 else 0.0 for _, shift in begins], device=device)
+        first = first + reach * chunks.index_select(-1, following)
+    codes = torch.floor(first / torch.tensor([2.0**shift for _, shift in begins], device=device))
+    codes = codes - 2**bits * torch.floor(codes / 2**bits)
+    return codes.flatten(-2)[..., :count]
 
 
 def _codes_at_once(bits: int) -> int:
