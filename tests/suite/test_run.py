@@ -158,12 +158,12 @@ def test_data_that_are_not_there_are_missed_at_once(tmp_path: Path, steps: Steps
 def test_a_small_suite_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPRESSKIT_BENCH_LOCK", str(tmp_path / "lock"))
     path = suite(tmp_path, "together").path
-    path.write_text(path.read_text().replace("engines: [onnxruntime]", "engines: [torch, onnxruntime]"))
+    text = path.read_text().replace("engines: [onnxruntime]", "engines: [torch, onnxruntime]")
+    path.write_text("".join(line for line in text.splitlines(keepends=True) if not line.startswith("  int8:")))
     found = run_suite(load(path), tmp_path / "out")
     assert found["failed"] == []
     rows = {row["name"]: row for row in found["rows"]}
-    made = [f"{point}, {engine}" for point in ("int8", "table") for engine in ("torch", "onnxruntime")]
-    assert list(rows) == ["fp32, onnxruntime", "fp32, torch", *made]
+    assert list(rows) == ["fp32, onnxruntime", "fp32, torch", "table, torch", "table, onnxruntime"]
     assert all(row["error"] is None for row in rows.values())
     table = rows["table, onnxruntime"]
     assert table["size_bytes"] < rows["fp32, onnxruntime"]["size_bytes"]
@@ -173,7 +173,7 @@ def test_a_small_suite_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for engine in ("torch", "onnxruntime"):
         assert scores[f"table, {engine}"]["value"] == pytest.approx(scores[f"table, {engine}"]["live"], abs=1e-6)
     assert rows["fp32, torch"]["cosine"]["everyday"]["min"] > 0.99999
-    assert 0.9 < rows["int8, onnxruntime"]["cosine"]["documentation"]["mean"] < 1
+    assert 0.999 < table["cosine"]["documentation"]["mean"] < 1
     cell = "encode/b1/t16/th1"
     assert {row["latency"][cell]["p50_ms"] > 0 for row in rows.values()} == {True}
     assert table["latency"][cell]["verdict"] in ("FASTER", "SLOWER", "SAME", "AMBIGUOUS", "INVALID")
