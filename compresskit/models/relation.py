@@ -28,11 +28,10 @@ class _Relation(PreTrainedModel):
     _no_split_modules: list[str] = []  # noqa: RUF012  (as in the base class)
 
     def _make_head(self, width: int) -> None:
+        classes = int(self.config.num_labels or 2)
         self.dropout = nn.Dropout(self.config.classifier_dropout)
         self.classifier: nn.Module = (
-            SelectiveAttention(width, self.config.num_labels)
-            if self.config.attention
-            else nn.Linear(width, self.config.num_labels)
+            SelectiveAttention(width, classes) if self.config.attention else nn.Linear(width, classes)
         )
 
     def vectors(self, input_ids: Tensor, attention_mask: Tensor, head: Tensor, tail: Tensor) -> Tensor:
@@ -80,9 +79,10 @@ class _Relation(PreTrainedModel):
                     module.weight[module.padding_idx].zero_()
         elif isinstance(module, nn.LSTM):
             for name, parameter in module.named_parameters():
-                (nn.init.orthogonal_ if name.startswith("weight_hh") else nn.init.uniform_)(
-                    parameter, *([] if name.startswith("weight_hh") else [-0.1, 0.1])
-                )
+                if name.startswith("weight_hh"):
+                    nn.init.orthogonal_(parameter)
+                else:
+                    nn.init.uniform_(parameter, -0.1, 0.1)
         elif isinstance(module, SelectiveAttention):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
@@ -209,6 +209,7 @@ MODELS: tuple[type[_Relation], ...] = (
     EntityStartForRelationExtraction,
 )
 
-for _model in MODELS:
-    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
-    AutoModelForSequenceClassification.register(_model.config_class, _model, exist_ok=True)
+_CONFIGS: tuple[type[PreTrainedConfig], ...] = (PCNNConfig, BiLSTMConfig, EntityStartConfig)
+for _config, _model in zip(_CONFIGS, MODELS, strict=True):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModelForSequenceClassification.register(_config, _model, exist_ok=True)

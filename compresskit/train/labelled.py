@@ -160,7 +160,7 @@ def _step(
             "CK-D022", "the training loss stopped being a number", where=f"step {done}", fix="lower the learning rate"
         )
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(trained, clip)
     optimizer.step()
 

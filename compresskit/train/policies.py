@@ -158,7 +158,7 @@ class Curriculum(_Unprepared):
                 self.value -= self.lr * self.value.grad
             self.value.grad = None
         weight = (1 - float(torch.cos(torch.tensor(torch.pi * min(1.0, max(0.0, progress)))))) / 2
-        reversed_value: Tensor = _Reversed.apply(self.value, weight)  # type: ignore[no-untyped-call]
+        reversed_value: Tensor = _Reversed.apply(self.value, weight)
         found = (self.lowest + self.width * reversed_value.sigmoid()).to(teacher.device) * _ones(teacher)
         return found, found
 

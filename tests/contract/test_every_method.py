@@ -87,7 +87,11 @@ def test_nothing_asked_nothing_changed(method: str, name: str, tmp_path: Path) -
     assert models.max_difference(outcome.model, conformance.model_of(name), batch) <= 1e-5
 
 
-@pytest.mark.parametrize("method", METHODS)
+# Methods for classifiers alone are refused on all of these models; their own tests have them.
+ON_CLASSIFIERS = {"distillation.midtd"}
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - ON_CLASSIFIERS))
 def test_equal_seeds_give_equal_models(method: str, tmp_path: Path) -> None:
     name = "gpt2" if method == "distillation.logits" else "bert"
     first = conformance.run(method, ACTIVE[method], name, tmp_path / "first")

@@ -28,6 +28,11 @@ class Rows:
     groups: tuple[str, ...]
 
 
+def class_names(model: PreTrainedModel) -> dict[int, str]:
+    """Number -> name of each class."""
+    return {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
+
+
 def takes_entities(model: PreTrainedModel) -> bool:
     """Whether the model classifies sentences with two entities."""
     return model.config.model_type in (ENTITY_START, *WORDS)
@@ -41,7 +46,7 @@ def read_rows(
     Raises:
         DataError: a column that lacks (CK-D004), an unknown label (CK-D051), an empty bag key (CK-D061).
     """
-    known = {str(name): int(number) for number, name in model.config.id2label.items()}
+    known = {name: number for number, name in class_names(model).items()}
     if takes_entities(model):
         return _sentences(path, known, model, tokenizer, max_length)
     texts, labels, groups, places = [], [], [], []
@@ -94,9 +99,7 @@ def _sentences(path: str, known: Mapping[str, int], model: PreTrainedModel, toke
 
 def require_same_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Raises DataError CK-D066 where the two models name their classes differently."""
-    ours, theirs = (
-        {int(number): str(name) for number, name in model.config.id2label.items()} for model in (student, teacher)
-    )
+    ours, theirs = class_names(student), class_names(teacher)
     if ours == theirs:
         return
     number = min(number for number in ours.keys() | theirs.keys() if ours.get(number) != theirs.get(number))
@@ -111,7 +114,7 @@ def require_same_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> N
 def require_all_classes(labels: Tensor, names: Mapping[int, str], path: str) -> None:
     """Raises DataError CK-D067 for a class without a row."""
     seen = set(labels.tolist())
-    missing: Sequence[str] = [str(name) for number, name in names.items() if int(number) not in seen]
+    missing: Sequence[str] = [name for number, name in names.items() if number not in seen]
     if missing:
         raise DataError(
             "CK-D067",

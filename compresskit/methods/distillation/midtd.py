@@ -22,7 +22,13 @@ from compresskit.core.compressor import Compressor, Gain, Need
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.errors import DataError, RecipeError
-from compresskit.methods.distillation._labelled import Rows, read_rows, require_all_classes, require_same_labels
+from compresskit.methods.distillation._labelled import (
+    Rows,
+    class_names,
+    read_rows,
+    require_all_classes,
+    require_same_labels,
+)
 from compresskit.methods.distillation._shared import nothing_trainable
 from compresskit.numerics.fusion import Space, Weights, fuse_targets
 from compresskit.numerics.temperatures import entropy_spread, temperatures
@@ -96,7 +102,7 @@ class MiDTD(Compressor):
         name = type(model).__name__
         if output_kind(model) != "classification":
             return f"{name} has no classification head; midtd needs class labels and class logits"
-        if getattr(model.config, "problem_type", None) == "regression" or model.config.num_labels < 2:
+        if getattr(model.config, "problem_type", None) == "regression" or int(model.config.num_labels or 0) < 2:
             return f"{name} is a regression: a single number has no entropy and no temperature; use another loss"
         if name.endswith(("ForTokenClassification", "ForQuestionAnswering")):
             return f"{name} gives logits for each token; midtd takes one label a row"
@@ -130,7 +136,7 @@ class MiDTD(Compressor):
         read = (context.data, model, context.tokenizer, self.max_length, context.warn)
         train = read_rows(context.data.train, *read)
         dev = read_rows(context.data.dev, *read) if context.data.dev is not None else None
-        require_all_classes(train.data.labels, model.config.id2label, context.data.train)
+        require_all_classes(train.data.labels, class_names(model), context.data.train)
         logits = self._teach(model, train, context)
         start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         notes = []

@@ -73,7 +73,7 @@ def _on_words(
 ) -> tuple[PreTrainedModel, Any]:
     vocabulary = Vocabulary.of(instances)
     found = word_vectors(vectors, vocabulary) if vectors is not None else {}
-    sizes = {"word_size": len(next(iter(found.values())))} if found else {}
+    sizes: dict[str, Any] = {"word_size": len(next(iter(found.values())))} if found else {}
     sizes["vocab_size"] = len(vocabulary.words)
     model: Any
     if kind == "pcnn":
