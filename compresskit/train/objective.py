@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 from compresskit.calibrate.forward import PreHook, first_tensor, hooked
 from compresskit.calibrate.outputs import forward, output_kind, outputs_of, pool, result_mask
 from compresskit.core.context import Batch
+from compresskit.numerics.dynamic_distillation import dynamic_loss
 from compresskit.train.losses import binary_response_loss, cosine_loss, hidden_loss, response_loss
+from compresskit.train.policies import Policy
 
 Targets = Mapping[str, Tensor]
 
@@ -84,10 +86,14 @@ class ResponseObjective:
 
     A language model's logits are large (V numbers a token). Where its head is a function of one hidden state (it nearly
     always is), that state is kept instead, and the teacher's head makes the same logits of it.
+
+    With a ``policy`` each row has its own temperatures, and the scale is their product; a rule that goes by all targets
+    (``auto``) goes by those of the batch.
     """
 
     temperature: float = 2.0
     binary: bool = False
+    policy: Policy | None = None
     per_token: frozenset[str] = frozenset({"state", "logits"})
     _head: nn.Module | None = field(default=None, repr=False)
     _state: bool = False
@@ -132,5 +138,8 @@ class ResponseObjective:
                 theirs = self._head(targets["state"][mask].to(weight.dtype))
         else:
             theirs = targets["logits"][mask] if logits.dim() == 3 else targets["logits"]
+        if self.policy is not None:
+            temperatures = self.policy.prepare(theirs)(theirs, ours)
+            return dynamic_loss(ours, theirs, None, *temperatures, 1.0, squared=True)
         compute = binary_response_loss if self.binary else response_loss
         return compute(ours, theirs, self.temperature)

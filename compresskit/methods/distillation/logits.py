@@ -7,7 +7,7 @@ which give no distribution: see ``distillation.embeddings``. Paper: Hinton, Viny
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 from pydantic import Field
 from transformers import PreTrainedModel
@@ -19,6 +19,7 @@ from compresskit.methods.distillation._shared import Distillation, distil, nothi
 from compresskit.registry import register
 from compresskit.tasks.fidelity import is_binary
 from compresskit.train.objective import ResponseObjective
+from compresskit.train.policies import POLICIES
 
 
 @register
@@ -38,10 +39,19 @@ class Logits(Distillation):
         2.0, gt=0, le=100, description="softens both distributions; the loss is scaled by its square"
     )
 
+    policy: Literal["fixed", "exp", "range", "standardized", "dtkd"] = Field(
+        "fixed", description="temperature: one for all, or a rule for each row (see distillation.midtd)"
+    )
+
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
         if output_kind(model) == "embedding":
             return f"{type(model).__name__} gives no logits; use distillation.embeddings, or a class with a head"
+        if self.policy != "fixed" and is_binary(model):
+            return (
+                "each class is a decision of its own, and a rule goes by a distribution over classes"
+            )
         return nothing_trainable(model)
 
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
-        distil(self, model, sites, context, ResponseObjective(self.temperature, binary=is_binary(model)))
+        policy = None if self.policy == "fixed" else POLICIES[self.policy]()
+        distil(self, model, sites, context, ResponseObjective(self.temperature, is_binary(model), policy))

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar, Literal, final
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -21,7 +21,7 @@ from compresskit.calibrate.outputs import output_kind
 from compresskit.core.compressor import Compressor, Gain, Need
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
-from compresskit.errors import DataError, RecipeError
+from compresskit.errors import DataError
 from compresskit.methods.distillation._labelled import (
     Rows,
     class_names,
@@ -98,6 +98,12 @@ class MiDTD(Compressor):
     batch: int = Field(64, ge=1, le=65_536, description="rows a step")
     max_length: int = Field(128, ge=2, le=131_072, description="tokens a row is cut to")
 
+    @model_validator(mode="after")
+    def _band_in_order(self) -> MiDTD:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
         name = type(model).__name__
         if output_kind(model) != "classification":
@@ -131,8 +137,6 @@ class MiDTD(Compressor):
             raise DataError(
                 "CK-D030", "midtd trains on labels, and there is no `data`", fix="add `data: {train: FILE}`"
             )
-        if self.low > self.high:
-            raise RecipeError("CK-R034", f"low {self.low} is above high {self.high}", fix="exchange them")
         read = (context.data, model, context.tokenizer, self.max_length, context.warn)
         train = read_rows(context.data.train, *read)
         dev = read_rows(context.data.dev, *read) if context.data.dev is not None else None

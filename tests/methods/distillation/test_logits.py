@@ -65,3 +65,15 @@ def test_a_model_of_integers_is_refused() -> None:
 def test_bad_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError):
         Logits(**options)
+
+
+@pytest.mark.parametrize("policy", ["exp", "range", "standardized", "dtkd"])
+def test_each_policy_of_temperatures_trains(policy: str, tmp_path: Path) -> None:
+    teacher, student = models.tiny("bert", task="classifier"), models.tiny("bert", 1, task="classifier")
+    before = [parameter.detach().clone() for parameter in student.parameters()]
+    step = Logits(steps=12, lr=2e-3, batch=16, max_length=12, policy=policy)  # type: ignore[arg-type]
+    context = context_for(teacher, tmp_path)
+    step.apply(student, resolve(student, step).sites, context)
+    (row,) = context.details.values()
+    assert row["last_loss"] < row["first_loss"]
+    assert any(not torch.equal(old, new) for old, new in zip(before, student.parameters(), strict=True))
