@@ -1,6 +1,6 @@
 """MiDTD on distantly supervised relation extraction: every arm, paired by seed, one row written after each run.
 
-    python benchmarks/midtd.py --data FOLDER --noise 30 --model pcnn --seeds 201 202 203 204 205 --resume
+    python -m benchmarks.midtd --data FOLDER --noise 30 --model pcnn --seeds 201 202 203 204 205 --resume
 
 Hyper-parameters are chosen on development data with a seed that isn't among those of the table. The order of the
 seeds is outermost: whatever is there when it is stopped is paired.
