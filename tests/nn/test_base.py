@@ -21,6 +21,7 @@ from compresskit.nn.packed import PackedLinear
 from compresskit.nn.product import ProductEmbedding
 from compresskit.numerics import lookup
 from compresskit.numerics.rtn import quantize
+from tests.nn.test_static_int8 import layer as static_int8
 
 
 def head() -> QuantizedHead:
@@ -38,6 +39,8 @@ def packed(bits: int, group: int | None, **options: Any) -> PackedLinear:
 LAYERS: dict[str, tuple[CompressedLayer, tuple[int, int]]] = {
     "int8": (Int8Linear.from_weight(torch.randn(12, 40), torch.randn(12)), (12, 40)),
     "int8 by tensor, no bias": (Int8Linear.from_weight(torch.randn(12, 40), None, "tensor"), (12, 40)),
+    "int8, fixed scales": (static_int8(smooth=True), (12, 40)),
+    "int8, fixed scales, not smoothed": (static_int8(smooth=False), (12, 40)),
     "table of 8 bits": (QuantizedEmbedding.from_table(nn.Embedding(30, 48), 8), (30, 48)),
     "table of 4 bits": (QuantizedEmbedding.from_table(nn.Embedding(30, 48, padding_idx=1), 4, 16), (30, 48)),
     "table of 5 bits": (QuantizedEmbedding.from_table(nn.Embedding(30, 48), 5, 16), (30, 48)),
