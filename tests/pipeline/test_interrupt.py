@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from compresskit import pipeline
 from tests.pipeline.conftest import recipe
 
 STEPS = recipe({"pruning.ffn": {"keep": 0.5}}, "quantization.int8")
@@ -45,7 +46,7 @@ def test_f19_stopped_by_a_signal_between_steps_and_resumed(
 ) -> None:
     output = tmp_path / "out"
     (tmp_path / "recipe.json").write_text(json.dumps(STEPS))
-    subprocess.run(_command(source, output), check=True, capture_output=True)
+    pipeline.apply(source, STEPS, output)
     before = _state(output)
     slow = {**os.environ, "CK_FAULT": "step.1.finished:slow", "CK_FAULT_SECONDS": str(PATIENCE)}
     process = subprocess.Popen(
