@@ -47,9 +47,7 @@ class Logits(Distillation):
         if output_kind(model) == "embedding":
             return f"{type(model).__name__} gives no logits; use distillation.embeddings, or a class with a head"
         if self.policy != "fixed" and is_binary(model):
-            return (
-                "each class is a decision of its own, and a rule goes by a distribution over classes"
-            )
+            return "each class is a decision of its own, and a rule goes by a distribution over classes"
         return nothing_trainable(model)
 
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
