@@ -28,6 +28,7 @@ from compresskit.calibrate.forward import (
     stop_here,
 )
 from compresskit.core.context import Batch
+from compresskit.core.sites import Site
 from compresskit.errors import DataError, InternalError
 
 Progress = Callable[[float, str], None]
@@ -74,6 +75,21 @@ class Moments:
         total, square_sum, abs_sum, abs_max = torch.zeros(4, features, dtype=torch.float64)
         square = torch.zeros(features, features, dtype=torch.float64) if gram else None
         return cls(square, total, square_sum, abs_sum, abs_max)
+
+    @classmethod
+    def together(cls, parts: Sequence[Moments]) -> Moments:
+        """Of the inputs of all ``parts``; a single one as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        grams = [part.gram for part in parts if part.gram is not None]
+        return cls(
+            torch.stack(grams).sum(0) if len(grams) == len(parts) else None,
+            torch.stack([part.total for part in parts]).sum(0),
+            torch.stack([part.square_sum for part in parts]).sum(0),
+            torch.stack([part.abs_sum for part in parts]).sum(0),
+            torch.stack([part.abs_max for part in parts]).amax(0),
+            sum(part.count for part in parts),
+        )
 
     def add(self, rows: Tensor) -> None:
         """Count the tokens ``rows`` (N, I) in.
@@ -253,6 +269,23 @@ def input_samples(
     _passes(model, batches, {path: hook(path) for path in found}, start, None, stop_after, list(found))
     refuse_unreached([path for path, rows in found.items() if not rows])
     return {path: torch.cat(rows)[:limit] for path, rows in found.items()}
+
+
+def site_moments(model: PreTrainedModel, site: Site, batches: Sequence[Batch], *, gram: bool = True) -> Moments:
+    """Moments of all that the matrix of ``site`` reads, at each of the places that share its parameters."""
+    found = input_moments(model, [site.path, *site.members], batches, gram=gram)
+    return Moments.together(list({id(moments): moments for moments in found.values()}.values()))
+
+
+def site_samples(model: PreTrainedModel, site: Site, batches: Sequence[Batch], limit: int) -> Tensor:
+    """Rows (at most ``limit``, I) of all that the matrix of ``site`` reads, from each place alike, batch by batch."""
+    paths = [site.path, *site.members]
+    found = input_samples(model, paths, batches, max(1, limit // len(paths)))
+    if len(paths) == 1:
+        return found[site.path]
+    # Row by row in turns, so that the first half holds early batches of every place.
+    least = min(len(rows) for rows in found.values())
+    return torch.stack([rows[:least] for rows in found.values()], 1).flatten(0, 1)
 
 
 def block_similarities(

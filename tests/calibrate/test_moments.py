@@ -5,8 +5,16 @@ import torch
 from torch import nn
 
 from compresskit.calibrate.batches import random_batches
-from compresskit.calibrate.moments import block_similarities, input_moments, input_samples
+from compresskit.calibrate.moments import (
+    block_similarities,
+    input_moments,
+    input_samples,
+    site_moments,
+    site_samples,
+)
 from compresskit.core import anatomy
+from compresskit.core.surgery import share_module
+from compresskit.core.targets import candidates
 from compresskit.errors import DataError
 from compresskit.numerics.moments import block_influence, moments_of_rows
 from tests import models
@@ -26,6 +34,22 @@ def matrix_paths(model: nn.Module) -> list[str]:
     body = anatomy.of(model)
     paths = [path for attention in body.attentions for path in attention.members]
     return list(dict.fromkeys(paths + [path for ffn in body.ffns for path in ffn.members]))
+
+
+def test_a_shared_matrix_is_measured_at_every_place() -> None:
+    model = models.tiny("bert")
+    share_module(model, "encoder.layer.0.intermediate.dense", "encoder.layer.2.intermediate.dense")
+    batches = random_batches(model, samples=6, max_length=10, batch_size=3)
+    first, second = "encoder.layer.0.intermediate.dense", "encoder.layer.2.intermediate.dense"
+    (site,) = (site for site in candidates(model, frozenset({"matrix"})) if site.path == first)
+    single = input_moments(model, [first, second], batches)
+    found = site_moments(model, site, batches)
+    assert found.count == single[first].count + single[second].count
+    torch.testing.assert_close(found.gram, single[first].gram + single[second].gram)
+    torch.testing.assert_close(found.abs_max, torch.maximum(single[first].abs_max, single[second].abs_max))
+    rows = site_samples(model, site, batches, 20)
+    apart = input_samples(model, [first, second], batches, 10)
+    assert {tuple(row.tolist()) for row in rows} == {tuple(row.tolist()) for rows in apart.values() for row in rows}
 
 
 def test_moments_equal_the_plain_loop_on_attended_tokens(family: str) -> None:

@@ -1,4 +1,4 @@
-"""What the weight-only methods share that look at the inputs: which matrices read one input, and its moments."""
+"""What the methods share that look at the inputs: which matrices read one input, and its moments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.moments import Moments, input_moments
+from compresskit.calibrate.moments import Moments, input_moments, site_moments
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 
@@ -26,7 +26,6 @@ def inputs_in_order(
     """Groups of sites with the moments of their input, gathered when the groups before have been compressed."""
     done = 0
     for group in shared_inputs(model, sites, context):
-        path = group[0].path
-        yield group, input_moments(model, [path], context.calibration)[path]
+        yield group, site_moments(model, group[0], context.calibration)
         done += len(group)
         context.progress(done / len(sites), group[-1].path)

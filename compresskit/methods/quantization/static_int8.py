@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.moments import Moments, input_moments, input_samples
+from compresskit.calibrate.moments import Moments, site_moments, site_samples
 from compresskit.core import anatomy, surgery
 from compresskit.core.compressor import Compressor, Gain, Need
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
-from compresskit.core.weights import WeightView, view
+from compresskit.core.weights import WeightView, view, view_of
+from compresskit.methods.quantization._calibrated import shared_inputs
+from compresskit.methods.quantization._packed import finite_weight
 from compresskit.methods.quantization._shared import quantization_detail, refuse_integer_site, weight_bytes
 from compresskit.nn.static_int8 import StaticInt8Linear
 from compresskit.numerics import static_ranges
@@ -36,9 +38,8 @@ _SHARES = (1.3, 1.15, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 
 @dataclass
 class _Input:
-    """Sites that read the very same tensor, with samples (N, I) and moments of it."""
+    """What a matrix reads: samples (N, I), and moments of all."""
 
-    sites: list[Site]
     rows: Tensor
     moments: Moments
 
@@ -98,30 +99,33 @@ class StaticInt8(Compressor):
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         if self.smooth:
             self._fold_into_values(model, sites, context)
-        groups = _shared_inputs(model, sites, context)
+        groups = shared_inputs(model, sites, context)
         for number, group in enumerate(groups):
             # Gathered anew: the matrices before this one in the block are quantized by now.
-            paths = [site.path for site in group]
-            rows = input_samples(model, paths[:1], context.calibration, _SAMPLES)[paths[0]].float()
-            moments = input_moments(model, paths[:1], context.calibration, gram=self.rounding == "gptq")[paths[0]]
-            self._quantize(model, _Input(group, rows, moments), context)
-            context.progress((number + 1) / len(groups), paths[0])
+            read = self._read(model, group[0], context, gram=self.rounding == "gptq")
+            self._quantize(model, group, read, context)
+            context.progress((number + 1) / len(groups), group[0].path)
 
-    def _quantize(self, model: PreTrainedModel, found: _Input, context: Context) -> None:
-        plain = [view(model, site.path) for site in found.sites]
-        matrix = torch.cat([item.weight.detach().float() for item in plain])
-        folded = any(context.details.get(site.path, {}).get("smoothing") == "folded" for site in found.sites)
-        choice = self._choose(found, matrix, smooth=self.smooth and not folded)
+    def _read(self, model: PreTrainedModel, site: Site, context: Context, *, gram: bool) -> _Input:
+        device = view(model, site.path).weight.device
+        rows = site_samples(model, site, context.calibration, _SAMPLES).to(device, torch.float32)
+        return _Input(rows, site_moments(model, site, context.calibration, gram=gram))
+
+    def _quantize(self, model: PreTrainedModel, group: list[Site], read: _Input, context: Context) -> None:
+        plain = [view(model, site.path) for site in group]
+        matrix = torch.cat([finite_weight(item) for item in plain])
+        folded = any(context.details.get(site.path, {}).get("smoothing") == "folded" for site in group)
+        choice = self._choose(read, matrix, smooth=self.smooth and not folded)
         if self.largest_error is not None and choice.error > self.largest_error:
-            for site in found.sites:
+            for site in group:
                 context.details[site.path] = {"left_float": True, "output_error": choice.error}
             context.warn(
-                f"{', '.join(site.path for site in found.sites)} stays float: outputs would move by"
+                f"{', '.join(site.path for site in group)} stays float: outputs would move by"
                 f" {choice.error:.2%}, more than {self.largest_error:.2%}"
             )
             return
-        for site, item in zip(found.sites, plain, strict=True):
-            layer = self._layer(item, found.moments, choice)
+        for site, item in zip(group, plain, strict=True):
+            layer = self._layer(item, read.moments, choice, context)
             if isinstance(item.module.bias, nn.Parameter):
                 layer.bias = item.module.bias
             detail = quantization_detail(item.weight, layer.weight, _stored(item, choice.multiplier is not None))
@@ -144,7 +148,7 @@ class StaticInt8(Compressor):
             for share, error in self._errors(fit / scale, judge / scale, matrix * scale):
                 tried.append((error, alpha, share))
         error, alpha, share = min(tried, key=lambda each: each[0])
-        scale = _smoothing(found.moments.abs_max.float(), largest, alpha)
+        scale = _smoothing(found.moments.abs_max.to(largest), largest, alpha)
         low, high = self._observed(found.rows / scale)
         return _Choice(
             None if alpha is None else 1 / scale, *static_ranges.affine(share * low, share * high), error, alpha
@@ -165,33 +169,40 @@ class StaticInt8(Compressor):
         rule = "minmax" if self.calibration == "output" else self.calibration
         return static_ranges.observed_range(rows, rule, self.percentile)
 
-    def _layer(self, plain: WeightView, moments: Moments, choice: _Choice) -> StaticInt8Linear:
-        weight = plain.weight.detach().float()
+    def _layer(self, plain: WeightView, moments: Moments, choice: _Choice, context: Context) -> StaticInt8Linear:
+        weight = finite_weight(plain)
         weight = weight if choice.multiplier is None else weight / choice.multiplier
         grid = symmetric(weight, 8)
         codes = grid.codes
-        if self.rounding == "gptq" and moments.gram is not None:
-            # What the product sees: the smoothed input, and the rounding of its codes, which is independent noise.
-            multiplier = torch.ones(weight.shape[1]) if choice.multiplier is None else choice.multiplier
-            gram = moments.gram * torch.outer(multiplier, multiplier).double()
-            gram = gram + torch.eye(gram.shape[0]) * (moments.count * choice.scale**2 / 12)
-            codes = gptq_codes(weight, gram, grid.scale, None, -_TOP, _TOP, damping=self.damping).to(torch.int8)
+        if self.rounding == "gptq":
+            try:
+                codes = self._solved(weight, grid.scale, moments, choice)
+            except torch.linalg.LinAlgError as error:
+                context.warn(f"{plain.path} is rounded to nearest: {error}")
         return StaticInt8Linear.from_codes(
             codes, grid.scale, plain.bias, choice.scale, choice.zero, choice.multiplier, plain.weight.dtype
         )
 
+    def _solved(self, weight: Tensor, scale: Tensor, moments: Moments, choice: _Choice) -> Tensor:
+        """GPTQ's codes for what the product sees: the smoothed input, and the rounding of its codes as noise."""
+        gram = cast(Tensor, moments.gram).to(weight.device)
+        if choice.multiplier is not None:
+            gram = gram * torch.outer(choice.multiplier, choice.multiplier)
+        gram = gram + torch.eye(len(gram), device=gram.device) * (moments.count * choice.scale**2 / 12)
+        return gptq_codes(weight, gram, scale, None, -_TOP, _TOP, damping=self.damping).to(torch.int8)
+
     def _fold_into_values(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         """Smooth what the output projection reads in the rows that make the values: it costs nothing at run time."""
-        paths = {site.path for site in sites}
+        asked = {site.path: site for site in sites}
         for attention in anatomy.of(model).attentions:
-            if attention.output not in paths or attention.heads != attention.kv_heads:
+            if attention.output not in asked or attention.heads != attention.kv_heads:
                 continue
-            output, value = view(model, attention.output), view(model, attention.value.path)
-            if len(surgery.aliases(model, value.path)) > 1 or not value.weight.is_floating_point():
+            output = view(model, attention.output)
+            value = view_of(attention.value.path, model.get_submodule(attention.value.path))
+            if value is None or surgery.aliases(model, value.path):
                 continue
-            rows = input_samples(model, [output.path], context.calibration, _SAMPLES)[output.path].float()
-            moments = input_moments(model, [output.path], context.calibration, gram=False)[output.path]
-            choice = self._choose(_Input([], rows, moments), output.weight.detach().float(), smooth=True)
+            read = self._read(model, asked[output.path], context, gram=False)
+            choice = self._choose(read, finite_weight(output), smooth=True)
             if choice.multiplier is not None:
                 _fold(output, value, attention.value, choice.multiplier)
                 context.details[output.path] = {"smoothing": "folded"}
@@ -199,7 +210,7 @@ class StaticInt8(Compressor):
 
 def _fold(output: WeightView, value: WeightView, part: anatomy.Rows, multiplier: Tensor) -> None:
     """Values times ``multiplier`` (I,), the matrix that reads them divided by it."""
-    rows = torch.ones(value.out_features, dtype=multiplier.dtype)
+    rows = torch.ones(value.out_features, dtype=multiplier.dtype, device=multiplier.device)
     rows[part.start : part.stop] = multiplier
     rows = rows.to(value.weight.dtype)
     bias = None if value.bias is None else value.bias.detach() * rows
@@ -209,15 +220,6 @@ def _fold(output: WeightView, value: WeightView, part: anatomy.Rows, multiplier:
 
 def _smoothing(activations: Tensor, weights: Tensor, alpha: float | None) -> Tensor:
     return torch.ones_like(activations) if alpha is None else static_ranges.smoothing(activations, weights, alpha)
-
-
-def _shared_inputs(model: PreTrainedModel, sites: Sequence[Site], context: Context) -> list[list[Site]]:
-    """The sites in the order they run, those with the same input together."""
-    moments = input_moments(model, [site.path for site in sites], context.calibration[:1], gram=False)
-    groups: dict[int, list[Site]] = {}
-    for site in sites:
-        groups.setdefault(id(moments[site.path]), []).append(site)
-    return list(groups.values())
 
 
 def _stored(plain: WeightView, smooth: bool) -> int:

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
+from compresskit.core.surgery import share_module
 from compresskit.core.targets import resolve
-from compresskit.errors import DataError
+from compresskit.errors import CompressKitError, DataError
 from compresskit.methods.quantization.static_int8 import StaticInt8
 from compresskit.nn.static_int8 import StaticInt8Linear
 from tests import models
@@ -120,6 +121,40 @@ def test_sensitive_sites_stay_float_and_are_named() -> None:
     assert all(path in " ".join(warnings) for path in left)
     assert all(not isinstance(model.get_submodule(path), StaticInt8Linear) for path in left)
     assert error(model, original, "bert") < error(quantized(original, "bert", smooth=False)[0], original, "bert")
+
+
+def test_layers_that_share_parameters_share_a_range_that_holds_the_inputs_of_all() -> None:
+    """The scale of a shared matrix is made from what every block feeds it, not from the first block's inputs alone."""
+    original = models.tiny("bert")
+    with torch.no_grad():
+        original.encoder.layer[1].output.LayerNorm.weight.mul_(6)  # what the second user of the matrices reads
+    for name in ("attention.self.query", "attention.self.key", "attention.self.value", "intermediate.dense"):
+        share_module(original, f"encoder.layer.1.{name}", f"encoder.layer.2.{name}")
+    model, _, _ = quantized(original, "bert")
+    first, second = (model.encoder.layer[index].intermediate.dense for index in (1, 2))
+    assert first.weight_codes is second.weight_codes
+    assert first.input_scale is second.input_scale
+    assert error(model, original, "bert") < 0.15
+
+
+def test_moments_that_can_t_be_inverted_fall_back_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> torch.Tensor:
+        raise torch.linalg.LinAlgError("not positive-definite")
+
+    original = models.tiny("bert")
+    monkeypatch.setattr("compresskit.methods.quantization.static_int8.gptq_codes", fail)
+    model, _, warnings = quantized(original, "bert")
+    assert len(warnings) == 18
+    assert all("rounded to nearest" in warning for warning in warnings)
+    assert error(model, original, "bert") < 0.1
+
+
+def test_weights_that_aren_t_finite_are_an_error() -> None:
+    model = models.tiny("bert")
+    with torch.no_grad():
+        model.encoder.layer[0].intermediate.dense.weight[0, 0] = float("inf")
+    with pytest.raises(CompressKitError):
+        quantized(model, "bert")
 
 
 @pytest.mark.parametrize("rule", ["minmax", "percentile", "mse", "entropy"])
