@@ -140,15 +140,20 @@ def _check_needs(label: str, method: Compressor, recipe: Recipe) -> None:
         )
 
 
-def _check_files(recipe: Recipe) -> None:
-    """Refuse a data file that isn't there now, and not after an hour of work."""
+def data_files(recipe: Recipe) -> dict[str, str]:
+    """What a recipe reads besides models: key -> file or folder, or a hub's data set."""
     named = {"calibration": recipe.calibration.data if recipe.calibration.data != BUILTIN else None}
     if recipe.data is not None:
         named |= {"data.train": recipe.data.train, "data.dev": recipe.data.dev}
     if recipe.evaluate is not None:
         named |= {"evaluate": recipe.evaluate.data, "evaluate.train": recipe.evaluate.train}
-    for key, name in named.items():
-        if name is not None and not exists(name):
+    return {key: name for key, name in named.items() if name is not None}
+
+
+def _check_files(recipe: Recipe) -> None:
+    """Refuse a data file that isn't there now, and not after an hour of work."""
+    for key, name in data_files(recipe).items():
+        if not exists(name):
             raise DataError(
                 "CK-D001", "there is no such data file", where=f"{key}: {name}", fix="check the path, from this folder"
             )

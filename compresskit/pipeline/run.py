@@ -27,11 +27,11 @@ from compresskit.errors import UsageError
 from compresskit.export.trace import check_profile
 from compresskit.pipeline.data import RunData, prepare
 from compresskit.pipeline.ledger import size_of
-from compresskit.pipeline.plan import Plan, make_plan, recipe_hash, require_same
+from compresskit.pipeline.plan import Plan, data_files, make_plan, recipe_hash, require_same
 from compresskit.pipeline.publish import domain_warnings, publish
 from compresskit.pipeline.result import Result
 from compresskit.pipeline.steps import StepRunner
-from compresskit.pipeline.workspace import Workspace
+from compresskit.pipeline.workspace import Workspace, fingerprint
 from compresskit.recipe import Recipe
 from compresskit.tasks.fidelity import Reference
 
@@ -190,6 +190,8 @@ class _Run:
         identity = {
             "recipe": recipe_hash(self.recipe),
             "model": self.source.fingerprint if self.source is not None else "",
+            "teacher": self.teacher.fingerprint if self.teacher is not None else "",
+            **{f"file of {key}": fingerprint(name) for key, name in data_files(self.recipe).items()},
             "seed": self.options.seed,
             "torch": torch.__version__,
             "transformers": transformers.__version__,

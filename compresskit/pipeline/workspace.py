@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from compresskit import __version__
+from compresskit.checkpoint.files import hash_file
 from compresskit.checkpoint.save import save_checkpoint
 from compresskit.checkpoint.source import open_source
 from compresskit.errors import UsageError
@@ -18,12 +20,22 @@ from compresskit.errors import UsageError
 STATE = "state.json"
 
 
+def fingerprint(name: str) -> str:
+    """sha256 over a file's bytes, or over those of all files in a folder; "" for what isn't on disk."""
+    path = Path(name)
+    if path.is_file():
+        return hash_file(path)[0]
+    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else []
+    parts = [f"{item.relative_to(path)} {hash_file(item)[0]}" for item in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest() if parts else ""
+
+
 class Workspace:
     """The folder ``OUT.ck-work``: ``state.json``, the model after the last finished step, and scratch space.
 
     Args:
         output: where the result will go; None keeps no state (the caller wants the model only).
-        identity: what must be equal for a resume: hashes of recipe and model, seed, versions.
+        identity: what must be equal for a resume: hashes of recipe, models and data files, seed, versions.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, keep_steps: bool) -> None:
@@ -43,8 +55,8 @@ class Workspace:
         """Prepare the folder; the number of steps that are already done.
 
         Raises:
-            UsageError: CK-U012 with ``resume`` but nothing to resume; CK-U013 if recipe, model, seed or versions
-                changed since.
+            UsageError: CK-U012 with ``resume`` but nothing to resume; CK-U013 if recipe, a model, a data file, the seed
+                or versions changed since.
         """
         state = self.folder / STATE
         if not resume:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,28 @@ def test_f54_resume_with_another_recipe_is_refused(source: Path, tmp_path: Path)
     with pytest.raises(UsageError) as caught:
         pipeline.apply(source, other, tmp_path / "never", options=pipeline.Options(resume=True))
     assert caught.value.code == "CK-U012"
+
+
+@pytest.mark.parametrize("what", ["teacher", "calibration"])
+def test_f54_resume_with_another_teacher_or_data_is_refused(source: Path, tmp_path: Path, what: str) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("one line\nanother line\n" * 20)
+    teacher = models.write_checkpoint(models.tiny("bert"), tmp_path / "teacher")
+    same = recipe({"pruning.ffn": {"keep": 0.5}}, "quantization.int8", teacher=str(teacher))
+    same["calibration"] = {"data": str(texts), "samples": 8}
+    output = tmp_path / "out"
+    with pytest.raises(Stop):
+        pipeline.apply(source, same, output, listener=_stopping_after(1))
+    if what == "teacher":
+        shutil.rmtree(teacher)
+        models.write_checkpoint(models.tiny("bert", seed=5), teacher)
+    else:
+        texts.write_text("other words\n" * 40)
+    with pytest.raises(UsageError) as caught:
+        pipeline.apply(source, same, output, options=pipeline.Options(resume=True))
+    assert caught.value.code == "CK-U013"
+    assert what in caught.value.why
+    assert caught.value.why.count(" then, ") == 1
 
 
 def test_f17_source_that_changes_meanwhile(tmp_path: Path) -> None:
