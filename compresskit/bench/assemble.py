@@ -25,6 +25,7 @@ from compresskit.bench.record import (
     Record,
     unavailable,
 )
+from compresskit.bench.sizes import sizes
 from compresskit.bench.subjects import Subject
 
 FLAGGED = 0.1
@@ -169,25 +170,12 @@ def arm_metrics(
     subject: Subject, started: Sequence[dict[str, Any]], details: dict[str, Any], facts: dict[str, Any]
 ) -> dict[str, Metric]:
     """What doesn't depend on the shape of work: size, parameters, operations, cold start, memory, parity, energy."""
-    found = _sizes(subject)
+    found = sizes(subject)
     found |= _counts(facts)
     found |= _cold_start([entry["facts"] for entry in started])
     found |= _memory([entry["facts"] for entry in started], details.get("peak") or {})
     found |= _parity(details.get("parity"))
     found |= _energy(details.get("energy"), subject)
-    return found
-
-
-def _sizes(subject: Subject) -> dict[str, Metric]:
-    found = {
-        "size.served": Metric(
-            value=sum(subject.served.values()),
-            unit="bytes",
-            method="files needed to serve, tokenizer and config included",
-        )
-    }
-    for role, size in subject.served.items():
-        found[f"size.{role.replace(' ', '_')}"] = Metric(value=size, unit="bytes", method="file sizes")
     return found
 
 

@@ -45,7 +45,7 @@ def measured(probe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Rec
     from compresskit.bench.schedule import PROFILES
 
     path = tmp_path_factory.mktemp("run") / "out.json"
-    profile = replace(PROFILES["quick"], seconds=2.0, most_blocks=12)
+    profile = replace(PROFILES["quick"], seconds=3.0, slice_seconds=0.06, most_blocks=12)
     return run(options(probe, profile), path), path
 
 
@@ -118,10 +118,13 @@ def test_the_control_is_equal_to_the_baseline(measured: tuple[Record, Path]) -> 
 
 
 def test_the_parent_takes_little_of_the_processor(measured: tuple[Record, Path]) -> None:
-    """Calls of a millisecond are the hardest case; real models are below .02 (benchmarks/results/validation.json)."""
+    """Its work is some tenths of a millisecond a slice; a busy machine makes that more, so slices are long here.
+
+    With real models and the profile's own slices it is below .02 as well: benchmarks/results/validation.json.
+    """
     share = measured[0].parent_cpu_share
     assert share is not None
-    assert 0 < share < 0.04
+    assert 0 < share < 0.02
 
 
 def test_nothing_private_is_written(measured: tuple[Record, Path]) -> None:
