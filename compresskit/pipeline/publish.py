@@ -52,12 +52,12 @@ def publish(
     _prove(model, result, staged, data)
     result.after["disk_bytes"] = saved.disk_bytes
     result.quality = measure_quality(recipe, source, staged)
-    if recipe.export is not None and recipe.export.onnx is not None:
-        result.onnx = _export(staged, source, recipe.export.onnx.profile)
     verdicts = check_gates(recipe.gates, _measured(result, source, staged, recipe), max_drop=options.max_drop)
     result.gates = [verdict.to_dict() for verdict in verdicts]
-    result.seconds = round(time.perf_counter() - started, 2)
     missed = [verdict for verdict in verdicts if not verdict.passed]
+    if not missed and recipe.export is not None and recipe.export.onnx is not None:
+        result.onnx = _export(staged, source, recipe.export.onnx.profile)
+    result.seconds = round(time.perf_counter() - started, 2)
     card = model_card(result.to_dict(), architecture=type(model).__name__)
     target = output.with_name(f"{output.name}.rejected") if missed else output
     add_files(staged, {"report.json": report_json(result).encode(), "README.md": card.encode()})

@@ -53,7 +53,10 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training did: the mean loss and the development score of each epoch, and which epoch was kept (from 0)."""
+    """What training did: the mean loss and the development score of each epoch, and which epoch was kept (from 0).
+
+    ``scores`` is empty where there was no development data; then the last epoch is kept.
+    """
 
     losses: tuple[float, ...]
     scores: tuple[float, ...]
@@ -96,7 +99,9 @@ def fit(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=options.lr, fused=True)
     steps = options.epochs * math.ceil(len(data.rows) / options.batch)
-    done, best, losses, scores = 0, 0, [], []
+    done, best = 0, 0
+    losses: list[float] = []
+    scores: list[float] = []
     kept: dict[str, Tensor] = {}
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
@@ -110,8 +115,9 @@ def fit(
                 done += 1
             losses.append(total / len(data.rows))
             model.eval()
-            scores.append(score(model) if score is not None else float(epoch))
-            if scores[-1] >= max(scores):
+            if score is not None:
+                scores.append(score(model))
+            if not scores or scores[-1] >= max(scores):
                 best = epoch
                 kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
             if progress is not None:

@@ -86,7 +86,7 @@ class Band(_Unprepared):
     """The temperature that brings H / ln C into [low, high]; the student stays at T = 1."""
 
     low: float = 0.05
-    high: float = 0.5
+    high: float = 0.3
 
     def __call__(self, teacher: Tensor, student: Tensor, progress: float = 0.0) -> Pair:
         return rules.band_temperature(teacher, self.low, self.high)[0], _ones(teacher)

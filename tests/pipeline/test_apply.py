@@ -101,13 +101,14 @@ def test_f43_the_same_recipe_again_finds_no_site(done: tuple[Path, pipeline.Resu
 
 def test_f56_missed_gate_publishes_nothing(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    steps = recipe("quantization.int8", gates={"size": "<= 0.01x"})
+    steps = recipe("quantization.int8", gates={"size": "<= 0.01x"}, export={"onnx": {"profile": "fast"}})
     with pytest.raises(GateError) as caught:
         pipeline.apply(source, steps, output)
     assert caught.value.exit_code == 1
     assert not output.exists()
     kept = json.loads((tmp_path / "out.rejected" / "report.json").read_text())
     assert [gate["passed"] for gate in kept["gates"]] == [False]
+    assert not list(tmp_path.rglob("*.onnx")), "nothing is exported for nothing"
 
 
 def test_gates_that_hold_are_reported(source: Path, tmp_path: Path) -> None:

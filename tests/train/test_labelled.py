@@ -42,6 +42,16 @@ def test_it_learns_labels(data: Labelled) -> None:
     assert all(parameter.grad is None for parameter in student.parameters())
 
 
+def test_without_development_data_there_is_no_score_and_the_last_epoch_is_kept(data: Labelled) -> None:
+    long, short = model(), model()
+    done = fit(long, data, FitOptions(epochs=3, batch=8))
+    assert (done.scores, done.best) == ((), 2)
+    falling = iter([0.5, 0.2, 0.1])
+    best = fit(short, data, FitOptions(epochs=3, batch=8), score=lambda _: next(falling))
+    assert (best.scores, best.best) == ((0.5, 0.2, 0.1), 0)
+    assert not torch.equal(long.classifier.weight, short.classifier.weight)
+
+
 def test_it_learns_from_logits_alone(data: Labelled) -> None:
     targets = 5 * nn.functional.one_hot(data.labels, 3).float()
     wrong = Labelled(data.rows, torch.zeros_like(data.labels), data.collate, data.length)

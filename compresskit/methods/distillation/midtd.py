@@ -87,7 +87,7 @@ class MiDTD(Compressor):
     mu_student: float | None = Field(None, gt=-1, le=100, description="the paper's μ2: T_s = 1 + μ2 exp(-k H)")
     k: float | Literal["auto"] | None = Field(None, description="the paper's k; auto: ln 2 / median of H")
     low: float = Field(0.05, ge=0, le=1, description="range: least entropy of a target, as a share of ln C")
-    high: float = Field(0.5, ge=0, le=1, description="range: largest entropy of a target, as a share of ln C")
+    high: float = Field(0.3, ge=0, le=1, description="range: largest entropy of a target, as a share of ln C")
     temperature: float = Field(1.0, gt=0, le=100, description="fixed: T on both sides")
     softness: float = Field(0.5, ge=0, le=1, description="auto: median of H / ln C above which a teacher is soft")
     alpha: float | None = Field(None, ge=0, le=1, description="the paper's α: weight of the soft term")

@@ -77,7 +77,7 @@ def test_presets() -> None:
     assert paper.temperature_policy() == Exponential(0.7, 0.45, 0.5)
     assert (paper.setting("rho"), paper.setting("alpha"), paper.squared) == (0.5, 0.8, False)
     assert MiDTD(preset="nominal").temperature_policy() == Exponential(0.7, -0.45, 300.0)
-    assert MiDTD().temperature_policy() == BySoftness(0.5, Band(0.05, 0.5), Exponential(0.7, 0.0, "auto"))
+    assert MiDTD().temperature_policy() == BySoftness(0.5, Band(0.05, 0.3), Exponential(0.7, 0.0, "auto"))
     assert MiDTD(preset="paper", mu_student=0.0, rho=0.0).setting("rho") == 0.0
     assert MiDTD(policy="fixed", temperature=4.0).temperature_policy() == Fixed(4.0)
     assert set(PRESETS["paper"]) == set(PRESETS["default"]) == set(PRESETS["nominal"])
