@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from compresskit.calibrate.batches import Row, collate
+from compresskit.checkpoint.plainstate import read_state, write_state
 from compresskit.checkpoint.resume import ResumableTrainer, newest_checkpoint
 from compresskit.core.context import Context
 from compresskit.errors import DataError, ModelError
@@ -58,6 +59,12 @@ class RecoveryOptions:
     freeze_embeddings: bool = True
     save_every: int = 250
     freeze: tuple[str, ...] = ()
+
+
+LEARNED_FASTER = 10.0
+"""What the learning rate of an objective's own parameters is multiplied by: they start at random."""
+
+_LEARNED = "learned"
 
 
 class _NotANumber(Exception):
@@ -174,7 +181,15 @@ class Loop:
         self.context.progress(0.2 + 0.8 * min(1.0, share), f"recovery, loss {value:.4f}")
 
     def _trained(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in self.student.named_parameters() if parameter.requires_grad}
+        own = {name: parameter for name, parameter in self.student.named_parameters() if parameter.requires_grad}
+        learned = self.learned
+        return own if learned is None else own | dict(learned.named_parameters(prefix=_LEARNED))
+
+    @property
+    def learned(self) -> nn.Module | None:
+        """Parameters of the objective that are trained with the student and thrown away, or None."""
+        found = getattr(self.objective, "learned", None)
+        return found if isinstance(found, nn.Module) and any(True for _ in found.parameters()) else None
 
     def _rewind(self) -> None:
         with torch.no_grad():
@@ -222,11 +237,31 @@ class _RecoveryTrainer(ResumableTrainer):
         rows = [{name: value for name, value in item.items() if name != "number"} for item in items]
         return {**collate(rows, self.loop.fill), "numbers": torch.tensor(numbers)}
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        fresh = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if fresh and self.loop.learned is not None:
+            rate = self.args.learning_rate * LEARNED_FASTER
+            optimizer.add_param_group({"params": list(self.loop.learned.parameters()), "lr": rate, "weight_decay": 0.0})
+        return optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.loop.learned is not None:
+            write_state(self.loop.learned.state_dict(), Path(output_dir, _LEARNED))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.loop.learned is not None:
+            self.loop.learned.load_state_dict(read_state(Path(checkpoint, _LEARNED)))
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
         student = self.loop.student.eval()
         targets = self.loop.source.of(inputs["numbers"].tolist(), batch)
         on_device = {name: tensor.to(student.device) for name, tensor in targets.items()}
+        if self.loop.learned is not None:
+            self.loop.learned.zero_grad()  # Trainer clears the gradients of its model alone
         loss = self.loop.objective.loss(student, batch, on_device)
         self.loop.observe(loss)
         return loss
