@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from compresskit.calibrate.forward import evaluating, first_tensor, hooked, run, stop_here
 from compresskit.calibrate.outputs import outputs_of
+from compresskit.core.anatomy import Rows
 from compresskit.core.context import Batch
 from compresskit.core.weights import WeightView
 
@@ -73,4 +74,39 @@ def fold(
             parameter.copy_(value)
         for reader, weight in zip(readers, weights, strict=True):
             reader.assign(weight)
+    return False
+
+
+def fold_rows(
+    model: PreTrainedModel,
+    maker: WeightView,
+    rows: Rows,
+    reader: WeightView,
+    scale: Tensor,
+    columns: Tensor,
+    batch: Batch,
+) -> bool:
+    """Divide the ``rows`` of ``maker`` by ``scale``, multiply the columns of ``reader`` by
+    ``columns`` (I,).
+
+    For values and the projection that reads the heads' outputs, and for the linear half of a gated feed-forward
+    network. Whether it changes nothing is seen on ``batch``, as in ``fold``.
+
+    Args:
+        scale: one positive number for each of ``rows``; ``columns`` repeats it where several heads read one value.
+    """
+    weight, bias = maker.weight.detach().clone(), None if maker.bias is None else maker.bias.detach().clone()
+    read = reader.weight.detach().clone()
+    divisor = torch.ones(maker.out_features, dtype=torch.float32, device=weight.device)
+    divisor[rows.start : rows.stop] = scale
+    divisor = divisor.to(weight.dtype)
+    with evaluating(model), torch.no_grad():
+        expected = outputs_of(model, batch)
+        maker.assign(weight / divisor[:, None], None if bias is None else bias / divisor)
+        reader.assign(read * columns.to(read.dtype))
+        difference = (outputs_of(model, batch) - expected).abs().max()
+        if bool(difference <= _TOLERANCE * expected.abs().max()):
+            return True
+        maker.assign(weight, bias)
+        reader.assign(read)
     return False

@@ -6,19 +6,15 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import nn
 from transformers import PreTrainedModel
 
-from compresskit.core import surgery
 from compresskit.core.compressor import Compressor, Gain
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
-from compresskit.core.weights import WeightView, view
-from compresskit.methods.quantization._shared import quantization_detail, refuse_integer_site, weight_bytes
-from compresskit.nn.int8 import Int8Linear
+from compresskit.core.weights import view
+from compresskit.methods.quantization._int8 import install_int8, int8_bytes
+from compresskit.methods.quantization._shared import refuse_integer_site, weight_bytes
 from compresskit.registry import register
-
-_SCALE_BYTES = 4
 
 
 @register
@@ -45,7 +41,7 @@ class Int8(Compressor):
         saved = 0
         for site in sites:
             plain = view(model, site.path)
-            saved += weight_bytes(plain) - _stored(plain)
+            saved += weight_bytes(plain) - int8_bytes(plain)
         return saved
 
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
@@ -53,16 +49,5 @@ class Int8(Compressor):
 
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         for number, site in enumerate(sites):
-            plain = view(model, site.path)
-            layer = Int8Linear.from_weight(plain.weight, plain.bias, self.activations)
-            if isinstance(plain.module.bias, nn.Parameter):
-                # The very parameter: the bias of BERT's head is that of `predictions` too.
-                layer.bias = plain.module.bias
-            context.details[site.path] = quantization_detail(plain.weight, layer.weight, _stored(plain))
-            surgery.replace(model, site.path, layer)
+            install_int8(model, site.path, self.activations, context)
             context.progress((number + 1) / len(sites), site.path)
-
-
-def _stored(plain: WeightView) -> int:
-    """Bytes of the codes and of a scale a row."""
-    return plain.weight.numel() + _SCALE_BYTES * plain.out_features
