@@ -150,7 +150,7 @@ class Loop:
             per_device_train_batch_size=options.batch,
             learning_rate=rate,
             lr_scheduler_type="linear",
-            warmup_steps=max(1, round(options.warmup * steps)),
+            warmup_steps=min(steps - 1, max(1, round(options.warmup * steps))),  # the first of them has lr 0
             weight_decay=options.weight_decay,
             max_grad_norm=options.clip,
             seed=self.context.seed,
