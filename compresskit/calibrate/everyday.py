@@ -13,6 +13,17 @@ from functools import lru_cache
 from typing import Literal
 
 from compresskit.calibrate.lexicon import FORMS, MANY, PATTERNS, WORDS
+from compresskit.calibrate.remarks import (
+    ASKING,
+    DEEDS,
+    JUDGING,
+    KINDS,
+    POINTING,
+    QUALITIES,
+    SPEAKERS,
+    TAILS,
+    THINGS,
+)
 
 Split = Literal["calibration", "heldout"]
 
@@ -69,6 +80,30 @@ def passage(choice: random.Random, split: Split) -> str:
         text = sentence(choice, split, None if other else topic)
         parts.append(text if text[-1] in ".?!" else f"{text}.")
     return " ".join(parts)
+
+
+def remark(choice: random.Random, split: Split) -> str:
+    """A few words with hardly any content, as people say them; a text of its own belongs to one split by its hash.
+
+    Attention in so short a text falls on few tokens, and activations go further than in any longer sentence.
+    """
+    while True:
+        text = _remark(choice)
+        if held_out(text) == (split == "heldout"):
+            return text
+
+
+def _remark(choice: random.Random) -> str:
+    pick = choice.choice
+    kind = choice.randrange(3)
+    if kind == 0:
+        words = [pick(SPEAKERS), pick(DEEDS)[1], pick(THINGS), pick(TAILS)]
+    elif kind == 1:
+        words = [pick(ASKING), pick(SPEAKERS), pick(DEEDS)[0], pick(THINGS), pick(TAILS)]
+    else:
+        words = [pick(POINTING), pick(JUDGING), pick(QUALITIES), pick(KINDS)]
+    text = " ".join(word for word in words if word)
+    return text[0].upper() + text[1:] + ("?" if kind == 1 else pick((".", ".", ".", "!", "...")))
 
 
 def _fill(pattern: str, choice: random.Random, split: Split) -> str:

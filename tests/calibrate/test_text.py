@@ -38,10 +38,10 @@ def test_lengths_are_mixed() -> None:
     assert max(len(text) for text in builtin_texts(256, 0)) <= 4000
 
 
-def test_both_domains_take_half_of_the_mixture() -> None:
+def test_both_domains_have_equal_parts_of_the_mixture() -> None:
     for kinds in DOMAINS.values():
         assert sum(SHARES[kind] for kind in kinds) == 8
-    mixture = set(builtin_texts(64, 0))
+    mixture = set(builtin_texts(72, 0))
     everyday_texts = set(builtin_texts(32, 0, kinds=["everyday"]))
     assert len(mixture & everyday_texts) == 32
 
@@ -113,10 +113,10 @@ def test_words_of_the_model_become_a_third_of_the_texts() -> None:
     words = vocabulary_words(models.tokenizer())
     assert {"the", "film"} <= set(words)
     assert list(words) == sorted(words)
-    plain, mixed = builtin_texts(48, 0), builtin_texts(48, 0, vocabulary=words)
+    plain, mixed = builtin_texts(52, 0), builtin_texts(52, 0, vocabulary=words)
     made = [text for text in mixed if set(text.split()) <= set(words)]
     assert len(made) == 16
-    assert len(set(plain) & set(mixed)) == 32
+    assert len(set(plain) & set(mixed)) == 36
     heldout = {
         word
         for text in builtin_texts(40, 0, split="heldout", kinds=["vocabulary"], vocabulary=words)

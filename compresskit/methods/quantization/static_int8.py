@@ -26,7 +26,7 @@ from compresskit.numerics.gptq import gptq_codes
 from compresskit.numerics.grids import symmetric
 from compresskit.registry import register
 
-_SAMPLES = 2048
+_SAMPLES = 8192
 """Input rows on which ranges and smoothing are searched."""
 _TOP = 127
 _FIXED_BYTES = 5
