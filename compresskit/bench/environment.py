@@ -67,7 +67,11 @@ def capture(*, device: str, full: bool = False) -> Environment:
         system=system,
         packages=packages,
         libraries=_libraries(),
-        variables={name: value for name, value in sorted(os.environ.items()) if _VARIABLES.match(name)},
+        variables={
+            name: _private(value, full) if os.sep in value else value  # a path may name the user
+            for name, value in sorted(os.environ.items())
+            if _VARIABLES.match(name)
+        },
         git_commit=_commit(),
     )
 

@@ -6,13 +6,14 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from compresskit.errors import ExportError
+from compresskit.export.graph import Task
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
 from compresskit.nn.int8 import Int8Linear
 from compresskit.nn.lookup import LookupLinear
@@ -21,6 +22,7 @@ from compresskit.nn.product import ProductEmbedding
 from compresskit.nn.static_int8 import StaticInt8Linear
 
 INTEGER_LAYERS = (Int8Linear, StaticInt8Linear)
+TABLES = (QuantizedEmbedding, QuantizedHead)
 
 _SMALL = 1024
 """Bytes below which a tensor stored twice is of no interest."""
@@ -44,8 +46,11 @@ class Audit:
     operators: dict[str, int]
 
 
-def audit(path: Path, model: nn.Module) -> Audit:
+def audit(path: Path, model: nn.Module, task: Task | None = None) -> Audit:
     """Compare the weights of the file ``path`` with the layers of ``model``.
+
+    Args:
+        task: what was traced; layers that no output of it depends on, such as a pooler, need not be in the file.
 
     Raises:
         ExportError: CK-X008, codes are missing, held as float too, or a weight is stored twice.
@@ -63,17 +68,16 @@ def audit(path: Path, model: nn.Module) -> Audit:
     floats = [array for array in arrays.values() if array.dtype.kind == "f" and array.nbytes > _SMALL]
     layers = tables = 0
     for name, module in model.named_modules():
-        if isinstance(module, INTEGER_LAYERS):
-            layers += 1
-            _require_codes(name, module.weight_codes, stored, path)
-        elif isinstance(module, (PackedLinear, LookupLinear, ProductEmbedding)):
-            _require_codes(name, module.codes, stored, path)
-        elif isinstance(module, (QuantizedEmbedding, QuantizedHead)):
-            tables += 1
-            _require_codes(name, module.codes, stored, path)
-        else:
+        codes = _codes_of(module)
+        if codes is None:
             continue
-        _refuse_float(name, module.weight, floats, path)
+        if not _holds(codes, stored):
+            if task is not None and not reaches_outputs(task, module):
+                continue
+            raise _refused(f"the {str(codes.dtype).removeprefix('torch.')} codes of {name} are not in the file", path)
+        layers += isinstance(module, INTEGER_LAYERS)
+        tables += isinstance(module, TABLES)
+        _refuse_float(name, cast(Tensor, module.weight), floats, path)
     sizes = Counter[str]()
     for array in arrays.values():
         sizes["float" if array.dtype.kind == "f" else "integer"] += array.nbytes
@@ -86,10 +90,28 @@ def _digest(array: np.ndarray[Any, Any]) -> str:
     return hashlib.sha256(f"{content.dtype}{content.shape}".encode() + content.tobytes()).hexdigest()
 
 
-def _require_codes(name: str, codes: Tensor, stored: dict[str, str], path: Path) -> None:
+def _codes_of(module: nn.Module) -> Tensor | None:
+    """The integer codes of a layer that has any."""
+    if isinstance(module, INTEGER_LAYERS):
+        return module.weight_codes
+    if isinstance(module, (PackedLinear, LookupLinear, ProductEmbedding, *TABLES)):
+        return module.codes
+    return None
+
+
+def _holds(codes: Tensor, stored: dict[str, str]) -> bool:
     array = codes.detach().cpu().numpy()
-    if _digest(array) not in stored and _digest(array.T) not in stored:
-        raise _refused(f"the {array.dtype} codes of {name} are not in the file", path)
+    return _digest(array) in stored or _digest(array.T) in stored
+
+
+def reaches_outputs(task: Task, module: nn.Module) -> bool:
+    """Whether an output of ``task`` depends on what ``module`` gives: NaN in its place is seen there."""
+    hook = module.register_forward_hook(lambda layer, inputs, output: torch.full_like(output, torch.nan))
+    try:
+        found = task.run(task.sample)
+    finally:
+        hook.remove()
+    return any(bool(tensor.isnan().any()) for tensor in found.values())
 
 
 def _refuse_float(name: str, weight: Tensor, floats: list[np.ndarray[Any, Any]], path: Path) -> None:

@@ -23,6 +23,8 @@ from compresskit.export.graph import (
     sample_inputs,
 )
 
+STEP = "decoder_with_past"
+"""Name of the graph of one more token."""
 _IDS = ["input_ids", "attention_mask"]
 
 
@@ -43,7 +45,7 @@ def decode_task(model: PreTrainedModel) -> Task:
     inputs: dict[str, Dimensions] = {"input_ids": (BATCH, None), "attention_mask": (BATCH, TOTAL)}
     outputs = {"logits": (BATCH, None, None), **_cache_names("present", layers, TOTAL)}
     inputs.update(_cache_names("past_key_values", layers, PAST))
-    return Task("decoder_with_past", module, sample, inputs, outputs, _renamed(layers))
+    return Task(STEP, module, sample, inputs, outputs, _renamed(layers))
 
 
 def decode_inputs(

@@ -22,7 +22,9 @@ from transformers import PreTrainedModel
 from compresskit.calibrate.outputs import pool
 from compresskit.errors import ExportError
 from compresskit.export.graph import Task
+from compresskit.nn.embedding import QuantizedHead
 from compresskit.nn.int8 import Int8Linear
+from compresskit.nn.packed import PackedLinear
 from compresskit.nn.static_int8 import StaticInt8Linear
 
 FLOAT_TOLERANCE = 1e-4
@@ -84,6 +86,12 @@ def rule(model: PreTrainedModel, profile: str) -> str:
     if profile != "portable":
         kinds |= {module.activations for module in model.modules() if isinstance(module, Int8Linear)}
     return "float" if not kinds else "tensor" if "tensor" in kinds else "token"
+
+
+def step_rule(model: PreTrainedModel, held_to: str) -> str:
+    """What one token's step in the ``fast`` profile is held to: its products with packed weights are integer ones."""
+    packed = any(isinstance(module, (PackedLinear, QuantizedHead)) for module in model.modules())
+    return "token" if packed and held_to == "float" else held_to
 
 
 def measure(task: Task, batches: Mapping[str, Mapping[str, Tensor]], run: Any) -> list[Case]:

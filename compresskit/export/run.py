@@ -18,7 +18,7 @@ from compresskit.export import parity
 from compresskit.export.audit import Audit, audit
 from compresskit.export.batches import decode_batches, forward_batches
 from compresskit.export.clean import clean
-from compresskit.export.generation import decode_task, prefill_task
+from compresskit.export.generation import STEP, decode_task, prefill_task
 from compresskit.export.graph import Task, forward_task, is_generative
 from compresskit.export.names import name_all
 from compresskit.export.publish import check_target, publish, staging
@@ -30,6 +30,7 @@ from compresskit.export.trace import (
     Profile,
     check_profile,
     lowering,
+    stepping,
     trace,
     traceable_attention,
 )
@@ -91,8 +92,8 @@ def export_onnx(
         for number, (file, task, batches) in enumerate(jobs):
             begin = number / len(jobs)
             tell(begin, f"trace: {file}")
-            path = folder / file
-            with traceable_attention(model):
+            path, stepped = folder / file, profile == "fast" and task.name == STEP
+            with traceable_attention(model), stepping(profile, task):
                 program = trace(task, version)
             clean(program)
             name_all(program, task)
@@ -100,9 +101,9 @@ def export_onnx(
             tell(begin + 0.6 / len(jobs), f"check: {file}")
             _check(path)
             found = parity.measure(task, batches, parity.session(path))
-            parity.require(found, held_to)
+            parity.require(found, parity.step_rule(model, held_to) if stepped else held_to)
             cases += found
-            made[task.name] = path, task, audit(path, model)
+            made[task.name] = path, task, audit(path, model, task)
         staged = [path for name, _, _ in made.values() for path in sorted(folder.glob(f"{name.name}*"))]
         sizes = {path.name: path.stat().st_size for path in staged}
         tell(0.98, "publish")

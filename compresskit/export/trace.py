@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from compresskit.checkpoint.quiet import quiet_transformers
 from compresskit.errors import ExportError, UsageError
+from compresskit.export.generation import STEP
 from compresskit.export.graph import Task
 from compresskit.nn.base import exporting
-from compresskit.nn.embedding import QuantizedEmbedding
+from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
 from compresskit.nn.int8 import Int8Linear
 from compresskit.nn.packed import PackedLinear
 from compresskit.nn.static_int8 import StaticInt8Linear
@@ -173,6 +174,20 @@ def lowering(profile: Profile) -> Iterator[None]:
             stack.enter_context(_swapped(PackedLinear, "contrib_onnx", PackedLinear.standard_onnx))
         if profile == "portable":
             stack.enter_context(_swapped(Int8Linear, "forward", _weights_only))
+        yield
+
+
+@contextlib.contextmanager
+def stepping(profile: Profile, task: Task) -> Iterator[None]:
+    """While open, and if ``task`` is one token's step in the ``fast`` profile, layers emit their nodes for few tokens.
+
+    Decoding reads each weight once a token: the codes must never be unpacked to floats, the output head's least.
+    """
+    with contextlib.ExitStack() as stack:
+        if profile == "fast" and task.name == STEP:
+            stack.enter_context(_swapped(Int8Linear, "nodes", Int8Linear.step_onnx))
+            stack.enter_context(_swapped(QuantizedHead, "nodes", QuantizedHead.step_onnx))
+            stack.enter_context(_swapped(PackedLinear, "accuracy_level", 4))
         yield
 
 

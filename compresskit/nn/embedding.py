@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import ModelError
+from compresskit.nn import block_product
 from compresskit.nn.base import exporting
 from compresskit.nn.quantized import QuantizedLayer
 from compresskit.numerics.grids import asymmetric, symmetric
@@ -195,13 +196,31 @@ class QuantizedHead(_QuantizedTable):
 
     def forward(self, x: Tensor) -> Tensor:
         if exporting():
-            return torch.nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+            return self.nodes(x)
         rows = x.reshape(-1, self.columns)
         if torch.is_grad_enabled() and rows.requires_grad:
             result = cast(Tensor, _TableProduct.apply(rows, self))
         else:
             result = self.product(rows)
         result = result.reshape(*x.shape[:-1], self.rows)
+        return result if self.bias is None else result + self.bias
+
+    def nodes(self, x: Tensor) -> Tensor:
+        """The nodes of the ONNX file for any number of tokens: the table is dequantized when a session is made."""
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+
+    def step_onnx(self, x: Tensor) -> Tensor:
+        """The node for few tokens: integer products with the codes, which the lookup may share; else a float one."""
+        group = self.columns if self.group is None else self.group
+        if self.bits == 8 and self.group is None and self.columns % block_product.BLOCK == 0:
+            result = block_product.node(x, self.codes, self.scale)
+        elif self.bits == 4 and group >= _LEAST_BLOCK and not group & (group - 1) and self.zero is not None:
+            codes = self.codes.reshape(self.rows, self.columns // group, group // 2)
+            zeros = self.zero.reshape(-1)
+            result = block_product.blocks_of(x, codes, self.scale.float().reshape(-1), zeros, self.rows, 4, group)
+        else:
+            return torch.nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+        result = result.to(x.dtype)
         return result if self.bias is None else result + self.bias
 
     def product(self, x: Tensor) -> Tensor:

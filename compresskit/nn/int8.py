@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from compresskit.nn import block_product
 from compresskit.nn.base import exporting
 from compresskit.nn.lazy import lazy
 from compresskit.nn.quantized import QuantizedLayer
@@ -76,7 +77,7 @@ class Int8Linear(QuantizedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) -> (…, O), in the dtype of ``x``."""
         if exporting():
-            return self._onnx(x.float()).to(x.dtype)
+            return self.nodes(x.float()).to(x.dtype)
         per_token = self.activations == "token"
         rows = x.reshape(-1, self.in_features).float()
         bias = self.bias
@@ -87,8 +88,11 @@ class Int8Linear(QuantizedLayer):
             result = integer.linear(rows, self.weight_codes, self.weight_scale, bias, per_token=per_token)
         return result.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
+    def nodes(self, x: Tensor) -> Tensor:
+        """The nodes of the ONNX file for any number of tokens."""
+        return self._onnx(x)
+
     def _onnx(self, x: Tensor) -> Tensor:
-        """The nodes of the ONNX file."""
         shape = (*x.shape[:-1], self.out_features)
         # As (I, O); the exporter stores it so.
         codes = self.weight_codes.T
@@ -119,6 +123,13 @@ class Int8Linear(QuantizedLayer):
             correction = torch.cat((shift, torch.ones_like(shift)), -1) @ torch.stack((sums, self.bias.float()))
         # ONNX Runtime reads Mul(Cast(products), Mul(step, scale)) as if `step` were one number: keep them apart.
         return products.float() * self.weight_scale * step + correction
+
+    def step_onnx(self, x: Tensor) -> Tensor:
+        """The node for few tokens: one ``MatMulNBits``, which quantizes activations in blocks; else those of many."""
+        if self.in_features % block_product.BLOCK:
+            return self._onnx(x)
+        result = block_product.node(x, self.weight_codes, self.weight_scale)
+        return result if self.bias is None else result + self.bias.float()
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, activations={self.activations}"

@@ -43,6 +43,8 @@ class PackedLinear(QuantizedLayer):
 
     kind: ClassVar[str] = "packed_linear"
     keeps_dtype: ClassVar[frozenset[str]] = frozenset({"scale", "zero", "input_scale"})
+    accuracy_level: ClassVar[int] = 1
+    """Of MatMulNBits: 1 computes in float32; 4 quantizes the activations to int8, block by block."""
 
     def __init__(
         self,
@@ -182,7 +184,7 @@ class PackedLinear(QuantizedLayer):
         result = torch.onnx.ops.symbolic(
             "com.microsoft::MatMulNBits",
             inputs,
-            {**settings, "accuracy_level": 1},
+            {**settings, "accuracy_level": self.accuracy_level},
             dtype=torch.float32,
             shape=(*x.shape[:-1], self.out_features),
             version=1,

@@ -9,10 +9,11 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from compresskit.errors import ExportError
 from compresskit.export.audit import audit
+from compresskit.export.graph import Task
 from compresskit.nn.int8 import Int8Linear
 
 
@@ -56,3 +57,30 @@ def test_faults_are_found(tmp_path: Path, model: nn.Module) -> None:
         with pytest.raises(ExportError) as caught:
             audit(write(tmp_path, **weights), model)
         assert caught.value.code == "CK-X008"
+
+
+class _Pooled(nn.Module):
+    """Calls both layers and gives what the first one computes; ``pooled``: the second one's too."""
+
+    def __init__(self, dense: nn.Module, pooled: bool) -> None:
+        super().__init__()
+        self.dense, self.pooler, self.pooled = dense, Int8Linear.from_weight(torch.randn(24, 40), None), pooled
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.dense(x)
+        pooler = self.pooler(hidden)
+        return {"hidden": hidden, "pooler": pooler} if self.pooled else {"hidden": hidden}
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_only_layers_that_outputs_depend_on_must_be_there(tmp_path: Path, model: nn.Module, pooled: bool) -> None:
+    module = _Pooled(model.dense, pooled)
+    path = write(tmp_path, codes=model.dense.weight_codes.numpy())
+    task = Task("model", module, {"x": torch.randn(2, 32)}, {"x": ("batch", None)}, {"hidden": ("batch", None)})
+    if not pooled:
+        assert audit(path, module, task).integer_layers == 1
+        return
+    with pytest.raises(ExportError) as caught:
+        audit(path, module, task)
+    assert caught.value.code == "CK-X008"
+    assert "pooler" in str(caught.value)
