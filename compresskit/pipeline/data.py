@@ -15,7 +15,7 @@ from compresskit.core.context import Batch
 from compresskit.recipe import Recipe
 
 HELD_OUT = 128
-RECOVERY_TEXTS = 20_000
+RECOVERY_TEXTS = 200_000
 DOMAINS = ("documentation", "everyday")
 
 

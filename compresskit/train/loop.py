@@ -46,6 +46,7 @@ class RecoveryOptions:
         freeze_embeddings: leave embedding tables alone: faster, and most of the quality is elsewhere.
         save_every: steps between savings of the training itself; shorter training is not saved.
         freeze: globs of modules or parameters that are left alone too.
+        bf16: teacher and student compute under autocast in bfloat16; weights and optimizer stay as they are.
     """
 
     steps: int | None = None
@@ -59,6 +60,12 @@ class RecoveryOptions:
     freeze_embeddings: bool = True
     save_every: int = 250
     freeze: tuple[str, ...] = ()
+    bf16: bool = False
+
+
+def in_bfloat16(device: torch.device, enabled: bool) -> torch.autocast:
+    """Inside, products are computed in bfloat16 if ``enabled``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 LEARNED_FASTER = 10.0
@@ -167,6 +174,10 @@ class Loop:
             use_cpu=self.context.device.type == "cpu",
         )
 
+    def autocast(self) -> torch.autocast:
+        """Products in bfloat16 inside, where the options ask for it."""
+        return in_bfloat16(self.student.device, self.options.bf16)
+
     def observe(self, loss: Tensor) -> None:
         """Note the loss of a step; weights that gave a number are good ones."""
         value = float(loss.detach())
@@ -258,10 +269,13 @@ class _RecoveryTrainer(ResumableTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
         student = self.loop.student.eval()
-        targets = self.loop.source.of(inputs["numbers"].tolist(), batch)
+        with self.loop.autocast():
+            targets = self.loop.source.of(inputs["numbers"].tolist(), batch)
         on_device = {name: tensor.to(student.device) for name, tensor in targets.items()}
         if self.loop.learned is not None:
             self.loop.learned.zero_grad()  # Trainer clears the gradients of its model alone
-        loss = self.loop.objective.loss(student, batch, on_device)
+        # Not Trainer's own: it would leave the student's forward wrapped.
+        with self.loop.autocast():
+            loss = self.loop.objective.loss(student, batch, on_device)
         self.loop.observe(loss)
         return loss

@@ -36,6 +36,17 @@ def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(_wide(student), _wide(teacher), dim=-1).mean()
 
 
+def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean square of the difference between cosines within the batch, s_i·s_j and t_i·t_j, for embeddings (N, D).
+
+    The embeddings may be of different sizes (Tung and Mori 2019, arXiv 1907.09682, with cosines). In bfloat16 the
+    differences would drown in rounding: autocast is left out here.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        ours, theirs = (F.normalize(_wide(vectors), dim=-1) for vectors in (student, teacher))
+        return (ours @ ours.T - theirs @ theirs.T).square().mean()
+
+
 def hidden_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Σ ‖s - t‖² / Σ ‖t‖² over rows, for hidden states (N, D)."""
     student, teacher = _wide(student), _wide(teacher)

@@ -17,7 +17,7 @@ from compresskit.calibrate.forward import PreHook, first_tensor, hooked
 from compresskit.calibrate.outputs import forward, output_kind, outputs_of, pool, result_mask
 from compresskit.core.context import Batch
 from compresskit.numerics.dynamic_distillation import dynamic_loss
-from compresskit.train.losses import binary_response_loss, cosine_loss, hidden_loss, response_loss
+from compresskit.train.losses import binary_response_loss, cosine_loss, hidden_loss, response_loss, similarity_loss
 from compresskit.train.policies import Policy
 
 Targets = Mapping[str, Tensor]
@@ -51,7 +51,8 @@ class Objective(Protocol):
 
 @dataclass
 class EmbeddingObjective:
-    """Mean of 1 - cos between embeddings, and ``hidden`` times the relative error of the last hidden states.
+    """Mean of 1 - cos between embeddings, ``hidden`` times the relative error of the last hidden states, and
+    ``similarity`` times the mean square error of the cosines between the texts of a batch.
 
     Where student and teacher have different hidden sizes, neither can be compared and ``prepare`` raises; see
     ``methods.distillation.embeddings`` for what is refused before.
@@ -59,6 +60,7 @@ class EmbeddingObjective:
 
     hidden: float = 1.0
     pooling: Any = None
+    similarity: float = 0.0
     per_token: frozenset[str] = frozenset({"hidden"})
 
     def key(self) -> str:
@@ -74,7 +76,10 @@ class EmbeddingObjective:
 
     def loss(self, student: PreTrainedModel, batch: Batch, targets: Targets) -> Tensor:
         output, mask = forward(student, batch), result_mask(student, batch)
-        loss = cosine_loss(pool(output, mask, self.pooling), targets["embedding"])
+        embedding = pool(output, mask, self.pooling)
+        loss = cosine_loss(embedding, targets["embedding"])
+        if self.similarity > 0:
+            loss = loss + self.similarity * similarity_loss(embedding, targets["embedding"])
         if self.hidden > 0:
             loss = loss + self.hidden * hidden_loss(output[mask], targets["hidden"][mask])
         return loss

@@ -25,7 +25,7 @@ from compresskit.calibrate.batches import Row, collate, encode, padding
 from compresskit.core import anatomy
 from compresskit.core.context import Context
 from compresskit.errors import DataError, ModelError, RecipeError
-from compresskit.train.loop import Loop, RecoveryOptions
+from compresskit.train.loop import Loop, RecoveryOptions, in_bfloat16
 from compresskit.train.objective import Objective
 from compresskit.train.teacher_cache import TeacherOutputs, cache_key, teacher_outputs
 
@@ -68,7 +68,7 @@ def recover(
     rows = _chosen(rows, needed, context.seed)
     options = replace(options, steps=steps)
     with _kept_randomness(), _scratch(context) as folder:
-        source = _teach(student, context, objective, rows, folder, teacher)
+        source = _teach(student, context, objective, rows, folder, teacher, bf16=options.bf16)
         place = folder / f"recovery-{_digest(student, objective, rows, f'{context.seed} {options!r}')}"
         with _trainable(student, options) as trained:
             loop = Loop(student, context, objective, source, rows, padding(context.tokenizer), place, options)
@@ -91,6 +91,8 @@ def _teach(
     rows: Sequence[Row],
     folder: Path,
     teacher: PreTrainedModel | None,
+    *,
+    bf16: bool = False,
 ) -> TeacherOutputs:
     """The teacher's outputs; the teacher itself is let go where they are stored."""
     if teacher is None:
@@ -99,7 +101,10 @@ def _teach(
         teacher = context.teacher().eval()
     fill = padding(context.tokenizer)
     objective.prepare(teacher, student, collate(rows[:1], fill))
-    return teacher_outputs(teacher, objective, rows, folder, fill=fill, progress=_share_of(context, 0.0, 0.2))
+    # A cache of other precision is another cache.
+    place = folder / "bfloat16" if bf16 else folder
+    with in_bfloat16(teacher.device, bf16):
+        return teacher_outputs(teacher, objective, rows, place, fill=fill, progress=_share_of(context, 0.0, 0.2))
 
 
 def _digest(student: PreTrainedModel, objective: Objective, rows: Sequence[Row], settings: str) -> str:

@@ -32,7 +32,23 @@ def test_losses_of_embeddings_equal_the_oracle(name: str) -> None:
     assert found == pytest.approx(getattr(oracle, name)(STUDENT, TEACHER), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["response_loss", "binary_response_loss", "cosine_loss", "hidden_loss"])
+def test_similarity_loss_by_hand_is_blind_to_size_and_rotation_and_exact_under_autocast() -> None:
+    student = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
+    teacher = torch.tensor([[1.0, 0.0, 0.0], [5.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    root = 0.5**0.5
+    # Cosines of the pairs 01, 02, 12: student 0, root, root; teacher 1, 0, 0; the diagonal agrees.
+    expected = 2 * (1 + root**2 + root**2) / 9
+    assert float(losses.similarity_loss(student, teacher)) == pytest.approx(expected, rel=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = losses.similarity_loss(STUDENT, TEACHER)
+    assert torch.equal(inside, losses.similarity_loss(STUDENT, TEACHER))
+    turn = torch.linalg.qr(torch.randn(11, 11, generator=torch.Generator().manual_seed(1))).Q
+    assert float(losses.similarity_loss(3 * TEACHER @ turn, TEACHER)) == pytest.approx(0, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    "name", ["response_loss", "binary_response_loss", "cosine_loss", "hidden_loss", "similarity_loss"]
+)
 def test_equal_outputs_give_no_loss_and_no_gradient(name: str) -> None:
     student = TEACHER.clone().requires_grad_()
     loss = getattr(losses, name)(student, TEACHER)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.batches import tokenize
+from compresskit.calibrate.outputs import outputs_of, pool, result_mask
 from compresskit.core import surgery
 from compresskit.core.context import Batch, Context
 from compresskit.core.weights import view
@@ -20,6 +21,7 @@ from compresskit.nn.int8 import Int8Linear
 from compresskit.nn.low_rank import LowRankLinear
 from compresskit.tasks.fidelity import Reference
 from compresskit.train.loop import RecoveryOptions
+from compresskit.train.losses import similarity_loss
 from compresskit.train.objective import EmbeddingObjective, Objective, ResponseObjective, Targets
 from compresskit.train.recovery import recover
 from tests import models
@@ -75,6 +77,38 @@ def test_the_teacher_itself_has_nothing_to_learn(task: models.Task, objective: O
     teacher, student = models.tiny("bert", task=task), models.tiny("bert", task=task)
     outcome = recover(student, context_for(teacher, tmp_path), objective, TEXTS, replace(OPTIONS, steps=2, lr=1e-9))
     assert outcome.first_loss == pytest.approx(0, abs=1e-5)
+
+
+def test_similarities_within_a_batch_come_nearer_to_the_teachers(tmp_path: Path) -> None:
+    teacher = models.tiny("bert")
+    held = tokenize(TEXTS[:16], models.tokenizer(), teacher, 16, 16)[0]
+
+    def distance(student: PreTrainedModel) -> float:
+        vectors = [pool(outputs_of(model, held), result_mask(model, held)) for model in (student, teacher)]
+        return float(similarity_loss(*vectors))
+
+    student = damage(models.tiny("bert"))
+    before = distance(student)
+    objective = EmbeddingObjective(hidden=0, similarity=5)
+    recover(student, context_for(teacher, tmp_path), objective, TEXTS, OPTIONS)
+    assert distance(student) < 0.5 * before
+
+
+def test_training_in_bfloat16_learns_and_leaves_float32_and_no_trace(tmp_path: Path) -> None:
+    teacher, students = models.tiny("bert"), [damage(models.tiny("bert")) for _ in range(2)]
+    forward = type(students[0]).forward
+    kept = Context(seed=5, tokenizer=models.tokenizer(), teacher=lambda: teacher, work=tmp_path)
+    exact, rounded = (
+        recover(student, kept, EmbeddingObjective(), TEXTS, replace(OPTIONS, bf16=bf16))
+        for student, bf16 in zip(students, (False, True), strict=True)
+    )
+    assert rounded.last_loss < 0.6 * rounded.first_loss
+    assert rounded.first_loss != exact.first_loss, "products were rounded"
+    assert rounded.first_loss == pytest.approx(exact.first_loss, rel=0.05)
+    assert {parameter.dtype for parameter in students[1].parameters()} == {torch.float32}
+    assert students[1].forward.__func__ is forward, "Trainer's wrapping would stay"
+    caches = {path.parent.parent.name for path in tmp_path.rglob("complete.json")}
+    assert caches == {tmp_path.name, "bfloat16"}, "one cache each"
 
 
 def test_equal_seeds_give_equal_weights_and_others_others(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 For base encoders and for the encoder of T5, on text without labels. Not for models with a head: see
 ``distillation.logits``. Papers: Reimers and Gurevych 2020, arXiv 2004.09813 (vectors); Jiao et al. 2020,
-arXiv 1909.10351 (hidden states).
+arXiv 1909.10351 (hidden states); Tung and Mori 2019, arXiv 1907.09682 (similarities within a batch).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Embeddings(Distillation):
     paper: ClassVar[str] = "Reimers and Gurevych 2020, arXiv 2004.09813"
 
     hidden: float = Field(1.0, ge=0, le=1000, description="weight of the last hidden states' relative error; 0: off")
+    similarity: float = Field(0.0, ge=0, le=1000, description="weight of the squared error of cosines between texts")
     pooling: Literal["mean", "cls", "max", "lasttoken"] = Field("mean", description="tokens to sentence vector")
 
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
@@ -46,4 +47,5 @@ class Embeddings(Distillation):
         return nothing_trainable(model)
 
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
-        distil(self, model, sites, context, EmbeddingObjective(self.hidden, Pooling(self.pooling)))
+        objective = EmbeddingObjective(self.hidden, Pooling(self.pooling), self.similarity)
+        distil(self, model, sites, context, objective)
