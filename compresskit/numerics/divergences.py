@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compresskit.numerics.fusion import wide
+
 FLOOR = -1e4
 """The least log-probability."""
 
@@ -20,8 +22,7 @@ NEAR_THE_END = 0.01
 
 
 def _finite(log_probabilities: Tensor) -> Tensor:
-    wide = log_probabilities if log_probabilities.dtype == torch.float64 else log_probabilities.float()
-    return wide.clamp(min=FLOOR)
+    return wide(log_probabilities).clamp(min=FLOOR)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ def sorted_distance(p: Tensor, q: Tensor) -> Tensor:
     different words is equally far apart and any word may stand for any: no order of the vocabularies matters
     (Boizard et al. 2024, "ULD", eq. 5).
     """
-    sides = [side if side.dtype == torch.float64 else side.float() for side in (p, q)]
+    sides = wide(p), wide(q)
     size = max(side.shape[-1] for side in sides)
     ordered = [
         torch.nn.functional.pad(side.sort(-1, descending=True).values, (0, size - side.shape[-1])) for side in sides

@@ -22,13 +22,15 @@ def response_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
     return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
+def binary_logits(logits: Tensor) -> Tensor:
+    """Each class of logits (N, C) as a distribution of its own, yes or no: (N · C, 2)."""
+    wide = _wide(logits)
+    return torch.stack([wide, torch.zeros_like(wide)], -1).flatten(0, -2)
+
+
 def binary_response_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """As ``response_loss`` where each class is a decision of its own: summed over classes, for logits (N, V)."""
-    pairs = [
-        torch.stack([_wide(logits), torch.zeros_like(logits, dtype=_wide(logits).dtype)], -1)
-        for logits in (student, teacher)
-    ]
-    return response_loss(pairs[0].flatten(0, -2), pairs[1].flatten(0, -2), temperature) * student.shape[-1]
+    return response_loss(binary_logits(student), binary_logits(teacher), temperature) * student.shape[-1]
 
 
 def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The teacher's outputs, computed once per text and kept on disk as memory-mapped float16.
+"""The teacher's outputs, computed once per text and kept on disk as memory-mapped float16 (token numbers as int32).
 
 A student that sees a text several times, or training that is resumed, then costs no teacher pass; the teacher itself
 can leave memory. Tokens of a text are kept without padding.
@@ -77,7 +77,7 @@ class CachedOutputs(TeacherOutputs):
 
     @staticmethod
     def _read(part: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(np.array(part, dtype=np.float32))
+        return torch.from_numpy(np.array(part, dtype=np.int64 if part.dtype == np.int32 else np.float32))
 
 
 def teacher_outputs(
@@ -98,7 +98,9 @@ def teacher_outputs(
     first = _targets(teacher, objective, rows[:1], fill)
     tokens = _tokens(teacher, rows)
     size = sum(
-        2 * value[0].numel() * (sum(tokens) // tokens[0] if _by_token(objective, name, value) else len(rows))
+        _bytes(value)
+        * value[0].numel()
+        * (sum(tokens) // tokens[0] if _by_token(objective, name, value) else len(rows))
         for name, value in first.items()
     )
     if size > min(limit, shutil.disk_usage(_existing(folder)).free // 2):
@@ -112,6 +114,10 @@ def teacher_outputs(
         with evaluating(teacher):
             _fill(teacher, objective, rows, tokens, place, fill, progress)
     return _open(place)
+
+
+def _bytes(value: Tensor) -> int:
+    return 2 if value.is_floating_point() else 4
 
 
 def _existing(folder: Path) -> Path:
@@ -157,9 +163,9 @@ def _fill(
                 if _by_token(objective, name, value):
                     per_token.add(name)
                 shape = (int(starts[-1]), *value.shape[2:]) if name in per_token else (len(rows), *value.shape[1:])
-                dtype = np.float16 if float(value.abs().max()) < HALF_LIMIT / 4 else np.float32
-                arrays[name] = np.lib.format.open_memmap(place / f"{name}.npy", "w+", dtype, shape)
-            _write(arrays[name], value.float().cpu().numpy(), numbers, lengths, starts, name in per_token)
+                arrays[name] = np.lib.format.open_memmap(place / f"{name}.npy", "w+", _kept_as(value), shape)
+            whole = value.float() if value.is_floating_point() else value.int()
+            _write(arrays[name], whole.cpu().numpy(), numbers, lengths, starts, name in per_token)
         if progress is not None:
             progress(min(1.0, (begin + _BATCH) / len(order)), "teacher")
     for array in arrays.values():
@@ -168,6 +174,12 @@ def _fill(
     # Written last: a folder without it was left by a run that didn't finish.
     content = {"per_token": sorted(per_token), "names": sorted(arrays)}
     (place / "complete.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _kept_as(value: Tensor) -> type[np.generic]:
+    if not value.is_floating_point():
+        return np.int32
+    return np.float16 if float(value.abs().max()) < HALF_LIMIT / 4 else np.float32
 
 
 def _write(

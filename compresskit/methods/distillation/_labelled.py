@@ -15,6 +15,7 @@ from compresskit.errors import DataError
 from compresskit.tasks.classification import numbers
 from compresskit.tasks.data import records
 from compresskit.tasks.relation_extraction import Vocabulary, collate_relations, mark, read_instances, relation_numbers
+from compresskit.train.agreement import class_names
 from compresskit.train.labelled import Labelled
 
 ENTITY_START, WORDS = "compresskit_entity_start", ("compresskit_pcnn", "compresskit_bilstm")
@@ -26,11 +27,6 @@ class Rows:
 
     data: Labelled
     groups: tuple[str, ...]
-
-
-def class_names(model: PreTrainedModel) -> dict[int, str]:
-    """Number -> name of each class."""
-    return {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
 
 
 def takes_entities(model: PreTrainedModel) -> bool:
@@ -95,20 +91,6 @@ def _sentences(path: str, known: Mapping[str, int], model: PreTrainedModel, toke
         rows = Vocabulary.of_tokenizer(tokenizer).encode(instances, max_length)
     fill = padding(tokenizer)
     return Rows(Labelled(rows, gold, lambda items: collate_relations(items, fill), lambda row: len(row.ids)), pairs)
-
-
-def require_same_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Raises DataError CK-D066 where the two models name their classes differently."""
-    ours, theirs = class_names(student), class_names(teacher)
-    if ours == theirs:
-        return
-    number = min(number for number in ours.keys() | theirs.keys() if ours.get(number) != theirs.get(number))
-    raise DataError(
-        "CK-D066",
-        "teacher and student name their classes differently",
-        where=f"class {number}: {theirs.get(number)!r:.60} of the teacher, {ours.get(number)!r:.60} of the student",
-        fix="give both models the same id2label",
-    )
 
 
 def require_all_classes(labels: Tensor, names: Mapping[int, str], path: str) -> None:

@@ -24,15 +24,14 @@ from compresskit.core.sites import Site
 from compresskit.errors import DataError
 from compresskit.methods.distillation._labelled import (
     Rows,
-    class_names,
     read_rows,
     require_all_classes,
-    require_same_labels,
 )
 from compresskit.methods.distillation._shared import nothing_trainable
 from compresskit.numerics.fusion import Space, Weights, fuse_targets
 from compresskit.numerics.temperatures import entropy_spread, temperatures
 from compresskit.registry import register
+from compresskit.train.agreement import class_names, require_same_labels
 from compresskit.train.labelled import FitOptions, Fitted, fit, logits_of
 from compresskit.train.logits_cache import cached_logits
 from compresskit.train.policies import POLICIES, Band, BySoftness, Exponential, Fixed, Policy
