@@ -64,13 +64,25 @@ def training_options(method: Distillation) -> RecoveryOptions:
     )
 
 
-def distil(
-    method: Distillation, model: PreTrainedModel, sites: Sequence[Site], context: Context, objective: Objective
-) -> None:
-    """Train ``model`` towards the teacher and note what was done."""
+def training_texts(method: Distillation, context: Context) -> list[str]:
+    """The run's texts, or built-in ones."""
     words = vocabulary_words(context.tokenizer)
-    texts = list(context.texts) or builtin_texts(method.texts, context.seed, vocabulary=words)
-    outcome = recover(model, context, objective, texts, training_options(method))
+    return list(context.texts) or builtin_texts(method.texts, context.seed, vocabulary=words)
+
+
+def distil(
+    method: Distillation,
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    context: Context,
+    objective: Objective,
+    *,
+    teacher: PreTrainedModel | None = None,
+    copies: int = 1,
+) -> None:
+    """Train ``model`` towards ``teacher``, by default the run's, and note it; each text counts ``copies``."""
+    texts = training_texts(method, context) * copies
+    outcome = recover(model, context, objective, texts, training_options(method), teacher=teacher)
     context.details.update({sites[0].path or "model": asdict(outcome)})
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal, final
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.outputs import output_kind
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
-from compresskit.methods.distillation._shared import Distillation, distil, nothing_trainable
+from compresskit.methods.distillation._language import no_logits
+from compresskit.methods.distillation._shared import Distillation, distil
 from compresskit.registry import register
 from compresskit.tasks.fidelity import is_binary
 from compresskit.train.objective import ResponseObjective
@@ -43,13 +43,26 @@ class Logits(Distillation):
         "fixed", description="temperature: one for all, or a rule for each row (see distillation.midtd)"
     )
 
+    top_k: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="language models: words kept of each distribution, the rest as one; null: all",
+    )
+
+    @model_validator(mode="after")
+    def _whole_distributions_for_a_rule(self) -> Logits:
+        if self.top_k is not None and self.policy != "fixed":
+            raise ValueError("a rule of temperatures goes by whole distributions: leave out top_k, or the policy")
+        return self
+
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
-        if output_kind(model) == "embedding":
-            return f"{type(model).__name__} gives no logits; use distillation.embeddings, or a class with a head"
         if self.policy != "fixed" and is_binary(model):
             return "each class is a decision of its own, and a rule goes by a distribution over classes"
-        return nothing_trainable(model)
+        return no_logits(model, self.top_k)
 
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         policy = None if self.policy == "fixed" else POLICIES[self.policy]()
-        distil(self, model, sites, context, ResponseObjective(self.temperature, is_binary(model), policy))
+        distil(
+            self, model, sites, context, ResponseObjective(self.temperature, is_binary(model), policy, top_k=self.top_k)
+        )
