@@ -30,6 +30,8 @@ class Context:
         texts: unlabelled texts for recovery training.
         tokenizer: the source's tokenizer, or None.
         teacher: gives the model as it came in, in evaluation mode; loaded when first called.
+        teacher_tokenizer: gives the tokenizer of ``teacher``, or None where it has none; absent where it is
+            ``tokenizer``.
         data: the recipe's section ``data``: labelled files and the names of their columns; or None.
         work: a scratch folder on the output's file system, removed after the run.
         progress: called with (fraction done, what is done now).
@@ -45,6 +47,7 @@ class Context:
     texts: Sequence[str] = ()
     tokenizer: Any = None
     teacher: Callable[[], PreTrainedModel] | None = None
+    teacher_tokenizer: Callable[[], Any] | None = None
     data: Any = None
     work: Path = Path()
     progress: Callable[[float, str], None] = _silent

@@ -215,6 +215,7 @@ class _Run:
             texts=data.texts,
             tokenizer=tokenizer,
             teacher=self._teacher(model),
+            teacher_tokenizer=None if self.teacher is None else self.teacher.load_tokenizer,
             data=self.recipe.data,
             work=workspace.scratch,
         )

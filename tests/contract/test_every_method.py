@@ -90,7 +90,10 @@ def test_nothing_asked_nothing_changed(method: str, name: str, tmp_path: Path) -
 # Methods for classifiers alone are refused on all of these models; their own tests have them.
 ON_CLASSIFIERS = {"distillation.midtd"}
 # Methods on output distributions, which a base encoder hasn't.
-ON_LANGUAGE = {f"distillation.{name}" for name in ("logits", "reverse_kl", "skew_kl", "gkd", "sequence")}
+ON_LANGUAGE = {
+    f"distillation.{name}"
+    for name in ("logits", "reverse_kl", "skew_kl", "gkd", "sequence", "uld", "multi_teacher", "assistant")
+}
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - ON_CLASSIFIERS))
