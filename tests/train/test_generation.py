@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from compresskit.calibrate.batches import collate, encode
+from compresskit.checkpoint.source import open_source
 from compresskit.train.generation import Decoding, end_tokens, next_token_loss, prompt_of, whole_texts, write
 from tests import models
 
@@ -97,3 +99,20 @@ def test_cross_entropy_by_hand() -> None:
     # The second token has probability 3/4 after the first, the third 1/5 after the second.
     assert float(next_token_loss(logits, ids, every)) == pytest.approx((-math.log(0.75) - math.log(0.2)) / 2)
     assert float(next_token_loss(logits, ids, last)) == pytest.approx(-math.log(0.2))
+
+
+def test_a_real_model_tells_its_story(shared_data: Path) -> None:
+    folder = shared_data / "models" / "stories260K" / "hf"
+    if not folder.is_dir():
+        pytest.skip("stories260K isn't in ../shared/data/models")
+    source = open_source(str(folder))
+    model, tokenizer = source.load_model(), source.load_tokenizer()
+    assert tokenizer is not None
+    batch = collate(encode(["Once upon a time, there", "Once upon"], tokenizer, model))
+    answers = write(model, batch, Decoding(prompt=5, new_tokens=60, temperature=0.0))
+    told = [
+        tokenizer.decode(row["input_ids"], skip_special_tokens=True)
+        for row in whole_texts(batch, answers, Decoding(5), 0).rows
+    ]
+    story = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day,"
+    assert all(text.startswith(story) for text in told), told
