@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from compresskit.calibrate.batches import tokenize
 from compresskit.checkpoint.layout import read_layout
-from compresskit.core.context import Context
 from compresskit.core.targets import resolve
 from compresskit.errors import RecipeError
 from compresskit.methods.distillation.gkd import GKD
@@ -22,26 +21,9 @@ from compresskit.methods.distillation.skew_kl import SkewKL
 from compresskit.registry import method
 from compresskit.tasks.fidelity import Reference
 from tests import models
+from tests.methods.distillation.training import TEXTS, TRAINING, damaged, train
 
-TEXTS = ["the cat sat on the mat", "a big dog runs fast", "good film we like", "the book is not bad"] * 8
-TRAINING: dict[str, Any] = {"steps": 12, "lr": 2e-3, "batch": 16, "max_length": 12, "freeze_embeddings": False}
 WRITING: dict[str, Any] = {"prompt": 2, "new_tokens": 6}
-
-
-def damaged(name: str, task: models.Task) -> Any:
-    student = models.tiny(name, task=task)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in student.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return student
-
-
-def train(step: Any, teacher: Any, student: Any, work: Path) -> dict[str, Any]:
-    context = Context(seed=1, tokenizer=models.tokenizer(), teacher=lambda: teacher, texts=TEXTS, work=work)
-    assert step.apply(student, resolve(student, step).sites, context) is None
-    (row,) = context.details.values()
-    return row
 
 
 def test_they_are_found_by_their_names() -> None:

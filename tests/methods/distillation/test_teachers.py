@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from compresskit.calibrate.batches import tokenize
 from compresskit.checkpoint.layout import read_layout
 from compresskit.core import anatomy, surgery
-from compresskit.core.context import Context
 from compresskit.core.targets import resolve
 from compresskit.errors import DataError, RecipeError
 from compresskit.methods.distillation.assistant import Assistant, depth, shortened
@@ -23,27 +22,9 @@ from compresskit.pipeline import Options, apply
 from compresskit.registry import method
 from compresskit.tasks.fidelity import Reference
 from tests import models
+from tests.methods.distillation.training import TEXTS, TRAINING, damaged, train
 from tests.train.test_alignment import byte_tokenizer
 from tests.train.test_cross_tokenizer import other_teacher
-
-TEXTS = ["the cat sat on the mat", "a big dog runs fast", "good film we like", "the book is not bad"] * 8
-TRAINING: dict[str, Any] = {"steps": 12, "lr": 2e-3, "batch": 16, "max_length": 12, "freeze_embeddings": False}
-
-
-def damaged(name: str, task: models.Task = "lm") -> Any:
-    student = models.tiny(name, task=task)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in student.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return student
-
-
-def train(step: Any, teacher: Any, student: Any, work: Path, **more: Any) -> dict[str, Any]:
-    context = Context(seed=1, tokenizer=models.tokenizer(), teacher=lambda: teacher, texts=TEXTS, work=work, **more)
-    assert step.apply(student, resolve(student, step).sites, context) is None
-    (row,) = context.details.values()
-    return row
 
 
 def distance(student: Any, teacher: Any) -> float:
