@@ -14,4 +14,8 @@ def model_class(name: str) -> Any:
         from compresskit.models import relation
 
         found = getattr(relation, name, None)
+    elif found is None and name == "RecurrentForSequenceClassification":
+        from compresskit.models import recurrent
+
+        found = recurrent.RecurrentForSequenceClassification
     return found

@@ -18,7 +18,8 @@ class Site:
         members: paths of all modules that belong to it; patterns match these too.
         group: name shared by sites that must change alike (the heads of a T5 stack), or None.
         block: path of the block that holds it, or None outside the blocks.
-        part: its anatomy: ``Attention``, ``FeedForward``, ``Block``, ``Embedding`` of ``core.anatomy``, or None.
+        part: its anatomy: ``Attention``, ``FeedForward``, ``Block``, ``EmbeddingTable``, ``Recurrence`` (the LSTM or
+            GRU that holds the matrix) of ``core.anatomy``, or None.
     """
 
     kind: str
@@ -27,3 +28,8 @@ class Site:
     group: str | None = None
     block: str | None = None
     part: Any = field(default=None, compare=False)
+
+    @property
+    def home(self) -> str:
+        """Path of a module that holds the whole site: its block, its LSTM or GRU, or itself."""
+        return self.block or getattr(self.part, "path", "") or self.path

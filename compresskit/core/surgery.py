@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,17 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from compresskit.core import anatomy
-from compresskit.core.weights import view
+from compresskit.core.weights import gate, view
 from compresskit.errors import ModelError
 from compresskit.nn.attention import install as install_attention
+from compresskit.nn.recurrent import Recurrent
 
 __all__ = [
     "aliases",
     "keep_blocks",
     "keep_heads",
     "keep_neurons",
+    "open_gates",
     "replace",
     "replace_tied",
     "set_attention",
@@ -60,6 +62,10 @@ def ties(model: nn.Module) -> dict[str, str]:
 
 def aliases(model: nn.Module, path: str) -> list[str]:
     """Other paths with a module of the same class whose parameters are the very same objects."""
+    inside = gate(model, path)
+    if inside is not None:
+        owner, _, name = path.rpartition(".")
+        return [f"{other}.{name}" for other in aliases(model, owner)]
     module = model.get_submodule(path)
     wanted = [(name, id(parameter)) for name, parameter in module.named_parameters(remove_duplicate=False)]
     if not wanted:
@@ -75,6 +81,10 @@ def aliases(model: nn.Module, path: str) -> list[str]:
 
 def tied_elsewhere(model: nn.Module, path: str) -> list[str]:
     """Modules of another kind, or with other parameters beside, that use a parameter of ``path``: an untied head."""
+    inside = gate(model, path)
+    if inside is not None:
+        owner = path.rpartition(".")[0]
+        return _users(model, {id(inside.parameter)}, (owner, *aliases(model, owner)))
     mine = {id(parameter) for parameter in model.get_submodule(path).parameters()}
     return _users(model, mine, (path, *aliases(model, path)))
 
@@ -96,10 +106,24 @@ def replace(model: PreTrainedModel, path: str, module: nn.Module) -> None:
     Raises:
         ModelError: CK-M032, if a module of another kind (a tied head) would keep a copy of the old parameters.
     """
+    open_gates(model, [path])
     followers = aliases(model, path)
     _put(model, {path: module} | {follower: copy.deepcopy(module) for follower in followers})
     for follower in followers:
         share_module(model, path, follower)
+
+
+def open_gates(model: PreTrainedModel, paths: Sequence[str]) -> None:
+    """Where ``paths`` name matrices of LSTMs and GRUs as torch has them, give these matrices layers of their own.
+
+    Nothing is computed otherwise. ``replace`` does it by itself; who hooks the matrices calls it before.
+    """
+    owners = dict.fromkeys(path.rpartition(".")[0] for path in paths if gate(model, path) is not None)
+    for owner in owners:
+        module = model.get_submodule(owner)
+        if isinstance(module, nn.RNNBase):
+            for place in (owner, *aliases(model, owner)):
+                _put(model, {place: Recurrent.from_module(cast(nn.RNNBase, model.get_submodule(place)))})
 
 
 def replace_tied(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> None:

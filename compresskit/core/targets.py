@@ -20,6 +20,7 @@ from compresskit.core.sites import Site
 from compresskit.core.surgery import aliases
 from compresskit.core.weights import matrices
 from compresskit.errors import RecipeError
+from compresskit.nn.recurrent import CELLS, Recurrent
 
 _PATTERN = re.compile(r"[A-Za-z0-9_.*?\-\[\]!]{1,256}")
 
@@ -43,6 +44,7 @@ def candidates(model: PreTrainedModel, kinds: frozenset[str]) -> list[Site]:
 
 def _matrix_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
     blocks = [block.path for block in body.blocks]
+    recurrent = [name for name, module in model.named_modules() if type(module) in CELLS or type(module) is Recurrent]
     sites, seen = [], set()
     for item in matrices(model):
         if item.path in seen:
@@ -50,7 +52,9 @@ def _matrix_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
         followers = aliases(model, item.path)
         seen.update(followers)
         block = next((path for path in blocks if item.path.startswith(f"{path}.")), None)
-        sites.append(Site("matrix", item.path, tuple(followers), block=block))
+        owner = next((path for path in recurrent if item.path.startswith(f"{path}.")), None)
+        part = None if owner is None else anatomy.Recurrence(owner)
+        sites.append(Site("matrix", item.path, tuple(followers), block=block, part=part))
     return sites
 
 
@@ -157,7 +161,7 @@ def _exact(patterns: Sequence[str], site: Site, prefix: str) -> bool:
 
 def _select(method: Compressor, sites: list[Site], prefix: str, taken: Mapping[str, str]) -> list[Site]:
     if not method.targets:
-        chosen = [site for site in sites if site.kind in ("model", "embedding") or site.block is not None]
+        chosen = [site for site in sites if site.kind in ("model", "embedding") or _is_inside(site)]
         if not chosen:
             raise _nothing_left(method, taken)
         return chosen
@@ -168,6 +172,11 @@ def _select(method: Compressor, sites: list[Site], prefix: str, taken: Mapping[s
             raise _no_match("CK-T010", "target", pattern, method, sites, prefix, taken)
         picked.update(hits)
     return [picked[index] for index in sorted(picked)]
+
+
+def _is_inside(site: Site) -> bool:
+    """Whether the site belongs to a block, or to an LSTM or GRU: not a head, not a pooler."""
+    return site.block is not None or isinstance(site.part, anatomy.Recurrence)
 
 
 def _nothing_left(method: Compressor, taken: Mapping[str, str]) -> RecipeError:

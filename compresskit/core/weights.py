@@ -1,12 +1,16 @@
 """The weight view: every matrix of a model as (O, I), whatever module holds it.
 
 Algorithms of pruning, quantization, sharing and decomposition are written once against this view. New holders (3-D
-experts, XLNet's parameters, LSTM gates) join by a view class, without a change in any method.
+experts, XLNet's parameters) join by a view class, without a change in any method.
+
+An ``nn.LSTM`` or ``nn.GRU`` holds several matrices: each has the path of its parameter, ``lstm.weight_ih_l0``, also
+when a compressed layer stands there.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar, cast
 
 import torch
@@ -15,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from compresskit.errors import ModelError
+from compresskit.nn.recurrent import CELLS, matrix_names
 
 _VIEWS: dict[type[nn.Module], type[WeightView]] = {}
 
@@ -34,7 +39,8 @@ class WeightView(ABC):
         self.path, self.module = path, module
 
     def __init_subclass__(cls) -> None:
-        _VIEWS[cls.holds] = cls
+        if "holds" in vars(cls):
+            _VIEWS[cls.holds] = cls
 
     @property
     @abstractmethod
@@ -109,6 +115,45 @@ class EmbeddingView(WeightView):
         return self.parameter.data
 
 
+class GateView(WeightView):
+    """All gates of one layer and direction of an ``nn.LSTM`` or ``nn.GRU``, on its inputs or on its states: (gH, I)."""
+
+    @property
+    def name(self) -> str:
+        """``weight_ih_l0`` and the like."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return cast(nn.Parameter, getattr(self.module, self.name))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.parameter.data
+
+    @property
+    def bias(self) -> Tensor | None:
+        found = getattr(self.module, self.name.replace("weight", "bias"), None)
+        return None if found is None else cast(Tensor, found.data)
+
+
+def gates(path: str, module: nn.Module) -> Iterator[WeightView]:
+    """The matrices of ``module``, an LSTM or GRU at ``path`` as torch has it; none of any other module."""
+    if type(module) in CELLS:
+        for name in matrix_names(cast(nn.RNNBase, module)):
+            yield GateView(f"{path}.{name}" if path else name, module)
+
+
+def gate(model: nn.Module, path: str) -> WeightView | None:
+    """The view of the matrix at ``path`` if that is a parameter of an LSTM or GRU as torch has it."""
+    owner = path.rpartition(".")[0]
+    try:
+        module = model.get_submodule(owner)
+    except AttributeError:
+        return None
+    return next((found for found in gates(owner, module) if found.path == path), None)
+
+
 def view_of(path: str, module: nn.Module) -> WeightView | None:
     """The view of ``module``, or None if it holds no matrix that we know.
 
@@ -125,6 +170,9 @@ def view(model: PreTrainedModel, path: str) -> WeightView:
     Raises:
         ModelError: CK-M030, if the module is absent or holds no plain matrix.
     """
+    inside = gate(model, path)
+    if inside is not None:
+        return inside
     try:
         module = model.get_submodule(path)
     except AttributeError:
@@ -143,9 +191,11 @@ def view(model: PreTrainedModel, path: str) -> WeightView:
 def matrices(model: nn.Module, under: str = "", *, tables: bool = False) -> list[WeightView]:
     """Views of all matrices below the module ``under``, in the model's order; of embedding tables if ``tables``."""
     root = model.get_submodule(under) if under else model
-    found = []
+    found: list[WeightView] = []
     for name, module in root.named_modules():
         path = ".".join(part for part in (under, name) if part)
+        if not tables:
+            found.extend(gates(path, module))
         item = view_of(path, module)
         if item is not None and item.table == tables:
             found.append(item)

@@ -21,6 +21,7 @@ from compresskit.nn.base import exporting
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
 from compresskit.nn.int8 import Int8Linear
 from compresskit.nn.packed import PackedLinear
+from compresskit.nn.recurrent import Recurrent
 from compresskit.nn.static_int8 import StaticInt8Linear
 
 Profile = Literal["fast", "static", "portable"]
@@ -113,14 +114,18 @@ def _silence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _codes_stay() -> Iterator[None]:
-    """While open, the exporter's optimizer folds nothing that reads codes: small ones would become float weights."""
+    """While open, the exporter's optimizer folds nothing that reads codes: small ones would become float weights.
+
+    Nor products of weights: an LSTM needs the whole of a matrix that the file should hold as two thin factors.
+    """
     import onnxscript.optimizer
 
     before = onnxscript.optimizer.optimize_ir
 
     def optimize(program: Any, *arguments: Any, should_fold: Any = None, **options: Any) -> None:
         def fold(node: Any) -> bool | None:
-            return False if _reads_codes(node) else should_fold and should_fold(node)
+            grows = node.op_type == "MatMul"  # the product of two thin factors is larger than they are
+            return False if grows or _reads_codes(node) else should_fold and should_fold(node)
 
         before(program, *arguments, should_fold=fold, **options)
 
@@ -172,6 +177,7 @@ def lowering(profile: Profile) -> Iterator[None]:
             stack.enter_context(_swapped(QuantizedEmbedding, "contrib_onnx", QuantizedEmbedding.looked_up))
             stack.enter_context(_swapped(StaticInt8Linear, "contrib_onnx", StaticInt8Linear.standard_onnx))
             stack.enter_context(_swapped(PackedLinear, "contrib_onnx", PackedLinear.standard_onnx))
+            stack.enter_context(_swapped(Recurrent, "contrib_onnx", Recurrent.standard_onnx))
         if profile == "portable":
             stack.enter_context(_swapped(Int8Linear, "forward", _weights_only))
         yield

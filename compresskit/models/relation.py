@@ -15,6 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from compresskit.models.bags import SelectiveAttention
 from compresskit.models.settings import BiLSTMConfig, EntityStartConfig, PCNNConfig
+from compresskit.nn.recurrent import run_padded
 
 
 class _Relation(PreTrainedModel):
@@ -57,7 +58,7 @@ class _Relation(PreTrainedModel):
     ) -> SequenceClassifierOutput:
         """Logits (B, C), or (G, C) with ``bags``; a loss where labels are given, of sentences or of bags."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        nowhere = torch.zeros(len(input_ids), 2, dtype=torch.int64, device=input_ids.device)
+        nowhere = input_ids.new_zeros(input_ids.shape[0], 2)
         vectors = self.vectors(input_ids, mask, nowhere if head is None else head, nowhere if tail is None else tail)
         if isinstance(self.classifier, SelectiveAttention):
             numbers = torch.arange(len(input_ids), device=input_ids.device) if bags is None else bags
@@ -153,7 +154,7 @@ class BiLSTMForRelationExtraction(_Relation):
         super().__init__(config)
         self.words = _Words(config)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
-        self.lstm = nn.LSTM(self.words.width, config.hidden, batch_first=True, bidirectional=True)
+        self.lstm: nn.Module = nn.LSTM(self.words.width, config.hidden, batch_first=True, bidirectional=True)
         self.state_dropout = nn.Dropout(config.state_dropout)
         self.query = nn.Linear(config.hidden, 1, bias=False)
         self._make_head(config.hidden)
@@ -161,12 +162,7 @@ class BiLSTMForRelationExtraction(_Relation):
 
     def vectors(self, input_ids: Tensor, attention_mask: Tensor, head: Tensor, tail: Tensor) -> Tensor:
         words = self.embedding_dropout(self.words(input_ids, head, tail))
-        # Packed: the backward direction begins at the last word of each sentence, not in its padding.
-        lengths = attention_mask.sum(1).clamp(min=1).cpu()
-        packed = nn.utils.rnn.pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
-        states, _ = nn.utils.rnn.pad_packed_sequence(
-            self.lstm(packed)[0], batch_first=True, total_length=input_ids.shape[1]
-        )
+        states, _ = run_padded(self.lstm, words, attention_mask)
         both = self.state_dropout(sum(states.chunk(2, -1)))
         scores = self.query(both.tanh()).squeeze(-1).masked_fill(~attention_mask.bool(), -torch.inf)
         vectors: Tensor = (scores.softmax(-1).unsqueeze(-1) * both).sum(1).tanh()

@@ -1,8 +1,8 @@
-"""Settings of the models for relation extraction, as ``config.json`` keeps them."""
+"""Settings of our own models, as ``config.json`` keeps them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
@@ -97,3 +97,42 @@ class EntityStartConfig(_RelationConfig):
         self.vocab_size = int(self.encoder.get("vocab_size", 30522))
         self.max_position_embeddings = int(self.encoder.get("max_position_embeddings", 512))
         super().__init__(**{"pad_token_id": self.encoder.get("pad_token_id", 0), **kwargs})
+
+
+class RecurrentConfig(PreTrainedConfig):
+    """Word vectors and an LSTM or GRU over them (Tang et al. 2019: what BERT can be distilled into).
+
+    Args:
+        vocab_size, word_size: of the table of words; 0 is the padding.
+        cell: ``lstm`` or ``gru``.
+        layers, hidden: how many, and the size of each direction's states.
+        bidirectional: whether there is a backward direction.
+        pooling: how states become a vector: ``last`` of each direction, ``mean`` or ``max`` over the words.
+        dropout: between layers, and on the vector.
+    """
+
+    model_type = "compresskit_recurrent"
+
+    def __init__(
+        self,
+        vocab_size: int = 30_000,
+        word_size: int = 256,
+        cell: Literal["lstm", "gru"] = "lstm",
+        layers: int = 2,
+        hidden: int = 256,
+        bidirectional: bool = True,
+        pooling: Literal["last", "mean", "max"] = "last",
+        dropout: float = 0.1,
+        max_position_embeddings: int = 512,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size, self.word_size, self.cell, self.layers, self.hidden = (
+            vocab_size,
+            word_size,
+            cell,
+            layers,
+            hidden,
+        )
+        self.bidirectional, self.pooling, self.dropout = bidirectional, pooling, dropout
+        self.max_position_embeddings = max_position_embeddings
+        super().__init__(**{"pad_token_id": 0, **kwargs})

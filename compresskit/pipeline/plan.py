@@ -187,7 +187,7 @@ class _ExpectedTree:
         if any(site.kind in ("block", "model") for site in sites):
             return method.predicted_saving(self.model, sites)
         saved = 0
-        for home, group in groupby(sites, key=lambda site: site.block or site.path):
+        for home, group in groupby(sites, key=lambda site: site.home):
             counted = method.predicted_saving(self.model, list(group))
             if counted is None:
                 return None

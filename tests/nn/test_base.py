@@ -19,6 +19,7 @@ from compresskit.nn.lookup import LookupLinear
 from compresskit.nn.low_rank import LowRankLinear
 from compresskit.nn.packed import PackedLinear
 from compresskit.nn.product import ProductEmbedding
+from compresskit.nn.recurrent import Recurrent
 from compresskit.numerics import lookup
 from compresskit.numerics.rtn import quantize
 from tests.nn.test_static_int8 import layer as static_int8
@@ -68,6 +69,8 @@ LAYERS: dict[str, tuple[CompressedLayer, tuple[int, int]]] = {
     ),
     "packed, one scale": (packed(6, None, whole=True), (12, 40)),
     "packed, symmetric rows": (packed(5, None, symmetric=True), (12, 40)),
+    "lstm": (Recurrent.from_module(nn.LSTM(40, 3, 2, bidirectional=True)), (12, 40)),
+    "gru": (Recurrent.from_module(nn.GRU(40, 4, bias=False)), (12, 40)),
     "low rank": (LowRankLinear.from_factors(torch.randn(12, 5), torch.randn(5, 40), torch.randn(12)), (12, 40)),
 }
 EVERY = pytest.mark.parametrize("name", LAYERS)
@@ -77,7 +80,8 @@ def call(layer: CompressedLayer) -> Tensor:
     if isinstance(layer, (QuantizedEmbedding, ProductEmbedding)):
         return layer(torch.arange(6).reshape(2, 3))
     generator = torch.Generator().manual_seed(3)
-    return layer(torch.randn(2, 3, layer.weight.shape[1], generator=generator)).detach()
+    output = layer(torch.randn(2, 3, layer.weight.shape[1], generator=generator))
+    return (output[0] if isinstance(layer, Recurrent) else output).detach()
 
 
 def tensors(layer: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype, bool]]:

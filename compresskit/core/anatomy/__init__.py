@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from compresskit.core.anatomy import bert, decoders, relation, t5  # noqa: F401  (each registers its families)
+from compresskit.core.anatomy import bert, decoders, recurrent, relation, t5  # noqa: F401  (each registers its families)
 from compresskit.core.anatomy.family import Family, family_of, register_family, supported
-from compresskit.core.anatomy.parts import Anatomy, Attention, Block, EmbeddingTable, FeedForward, Rows, Stack
+from compresskit.core.anatomy.parts import (
+    Anatomy,
+    Attention,
+    Block,
+    EmbeddingTable,
+    FeedForward,
+    Recurrence,
+    Rows,
+    Stack,
+)
 
 __all__ = [
     "Anatomy",
@@ -15,6 +24,7 @@ __all__ = [
     "EmbeddingTable",
     "Family",
     "FeedForward",
+    "Recurrence",
     "Rows",
     "Stack",
     "of",

@@ -101,6 +101,13 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class Recurrence:
+    """An LSTM or GRU at ``path``; its matrices lie below it."""
+
+    path: str
+
+
+@dataclass(frozen=True)
 class EmbeddingTable:
     """A lookup table. ``role`` is word, position or token_type; ``tied`` are other paths with the same parameter."""
 

@@ -199,6 +199,7 @@ class Svd(Compressor):
         """Moments of the inputs and of the gradients at the outputs, as far as the options want them."""
         if not self.whiten:
             return {}, {}
+        surgery.open_gates(model, paths)
         moments = input_moments(model, paths, context.calibration)
         if not self.sensitivity:
             return moments, {}

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.moments import Moments, input_moments, site_moments
+from compresskit.core import surgery
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 
 
 def shared_inputs(model: PreTrainedModel, sites: Sequence[Site], context: Context) -> list[list[Site]]:
     """The sites in the order they run, those that read the very same tensor together: queries, keys and values."""
+    surgery.open_gates(model, [site.path for site in sites])
     moments = input_moments(model, [site.path for site in sites], context.calibration[:1], gram=False)
     groups: dict[int, list[Site]] = {}
     for site in sites:

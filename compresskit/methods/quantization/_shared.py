@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit.core import surgery
+from compresskit.core import anatomy, surgery
 from compresskit.core.sites import Site
-from compresskit.core.weights import WeightView, view
+from compresskit.core.weights import WeightView, gate, view
 
 
 def users_of_weight(model: nn.Module, plain: WeightView) -> list[str]:
     """Paths of the other modules that hold the very parameter which stores this matrix; the bias doesn't matter."""
     wanted = plain.parameter
     owners = [
-        name.rpartition(".")[0]
+        name.rpartition(".")[0] if gate(model, name) is None else name
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if parameter is wanted
     ]
@@ -35,6 +35,13 @@ def refuse_integer_site(model: PreTrainedModel, site: Site) -> str | None:
             " quantization.embedding {bits: 8}, whose codes the head then shares"
         )
     return "it has no weights" if plain.weight.numel() == 0 else None
+
+
+def refuse_gates(site: Site) -> str | None:
+    """Why the matrix of ``site`` is nothing for a method that scales the inputs, or None."""
+    if isinstance(site.part, anatomy.Recurrence):
+        return "it makes the gates of an LSTM or GRU, whose inputs stay as they are: use quantization.int8"
+    return None
 
 
 def weight_bytes(plain: WeightView) -> int:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from compresskit.calibrate.blocks import BlockCalibration
 from compresskit.calibrate.moments import input_moments
 from compresskit.calibrate.outputs import output_kind
+from compresskit.core import surgery
 from compresskit.core.compressor import Compressor, Gain, Need
 from compresskit.core.context import Batch, Context
 from compresskit.core.sites import Site
@@ -181,6 +182,7 @@ def _inputs_of(model: PreTrainedModel, sites: Sequence[Site], context: Context) 
     for site in sites:
         if site.kind == "embedding":
             yield site, None
+    surgery.open_gates(model, [site.path for site in sites if site.kind == "matrix"])
     for part, calibration in _walked(model, [site for site in sites if site.kind == "matrix"], context):
         moments = input_moments(model, [site.path for site in part], calibration)
         for site in part:

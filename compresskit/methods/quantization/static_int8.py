@@ -19,7 +19,12 @@ from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view, view_of
 from compresskit.methods.quantization._calibrated import shared_inputs
 from compresskit.methods.quantization._packed import finite_weight
-from compresskit.methods.quantization._shared import quantization_detail, refuse_integer_site, weight_bytes
+from compresskit.methods.quantization._shared import (
+    quantization_detail,
+    refuse_gates,
+    refuse_integer_site,
+    weight_bytes,
+)
 from compresskit.nn.static_int8 import StaticInt8Linear
 from compresskit.numerics import static_ranges
 from compresskit.numerics.gptq import gptq_codes
@@ -94,7 +99,7 @@ class StaticInt8(Compressor):
         )
 
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
-        return refuse_integer_site(model, site)
+        return refuse_gates(site) or refuse_integer_site(model, site)
 
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         if self.smooth:
