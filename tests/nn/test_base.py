@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compresskit import registry
 from compresskit.nn.base import CompressedLayer, exporting
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
+from compresskit.nn.fake_quantized import FakeQuantizedLinear
 from compresskit.nn.int8 import Int8Linear
 from compresskit.nn.lookup import LookupLinear
 from compresskit.nn.low_rank import LowRankLinear
@@ -66,6 +67,10 @@ LAYERS: dict[str, tuple[CompressedLayer, tuple[int, int]]] = {
     "product codes": (
         ProductEmbedding.from_codes(torch.randint(0, 9, (30, 12)).byte(), torch.randn(12, 9, 4), 0, torch.float32),
         (30, 48),
+    ),
+    "in training": (
+        FakeQuantizedLinear.from_codes(quantize(torch.randn(12, 40), 4, 8), torch.randn(12, 40), torch.randn(12)),
+        (12, 40),
     ),
     "packed, one scale": (packed(6, None, whole=True), (12, 40)),
     "packed, symmetric rows": (packed(5, None, symmetric=True), (12, 40)),
