@@ -37,6 +37,8 @@ class Compressor(BaseModel, ABC):
     shrinks: ClassVar[frozenset[Gain]] = frozenset()
     walk: ClassVar[Walk] = "model"
     paper: ClassVar[str] = ""
+    package: ClassVar[str] = ""
+    """An optional package without which the method refuses every site."""
     leaves: ClassVar[tuple[str, ...] | None] = None
     """What stands at a ``matrix`` or ``embedding`` site afterwards: None, the same plain module; (), no matrix that
     another method could take; ("down", "up"), matrices below it by these names."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compresskit.errors import ExportError
 from compresskit.export.graph import Task
+from compresskit.nn.bitsandbytes_layers import BitsandbytesNf4Linear
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
 from compresskit.nn.int8 import Int8Linear
 from compresskit.nn.lookup import LookupLinear
@@ -94,7 +95,7 @@ def _codes_of(module: nn.Module) -> Tensor | None:
     """The integer codes of a layer that has any."""
     if isinstance(module, INTEGER_LAYERS):
         return module.weight_codes
-    if isinstance(module, (PackedLinear, LookupLinear, ProductEmbedding, *TABLES)):
+    if isinstance(module, (PackedLinear, LookupLinear, BitsandbytesNf4Linear, ProductEmbedding, *TABLES)):
         return module.codes
     return None
 

@@ -18,6 +18,7 @@ from compresskit.errors import ExportError, UsageError
 from compresskit.export.generation import STEP
 from compresskit.export.graph import Task
 from compresskit.nn.base import exporting
+from compresskit.nn.bitsandbytes_layers import MixedInt8Linear
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
 from compresskit.nn.int8 import Int8Linear
 from compresskit.nn.packed import PackedLinear
@@ -180,6 +181,7 @@ def lowering(profile: Profile) -> Iterator[None]:
             stack.enter_context(_swapped(Recurrent, "contrib_onnx", Recurrent.standard_onnx))
         if profile == "portable":
             stack.enter_context(_swapped(Int8Linear, "forward", _weights_only))
+            stack.enter_context(_swapped(MixedInt8Linear, "forward", _weights_only))
         yield
 
 

@@ -189,7 +189,7 @@ class Recurrent(CompressedLayer):
     def contrib_onnx(self, x: Tensor, lengths: Tensor | None, hx: State | None) -> tuple[Tensor, State]:
         """The node of integer products where ONNX Runtime has one, else the standard one."""
         layers = self.matrices
-        if self.cell == "lstm" and all(type(layer) is Int8Linear for layer in layers):
+        if self.cell == "lstm" and all(isinstance(layer, Int8Linear) for layer in layers):
             codes = [(layer.weight_codes, layer.weight_scale) for layer in layers]
             return recurrent_onnx.integer_nodes(self.shape(), codes, self._biases(), x, lengths, hx)
         return self.standard_onnx(x, lengths, hx)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import PreTrainedModel
 
@@ -38,6 +39,8 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "quantization.binary": {},
     "quantization.ternary": {},
     "quantization.qat": {"bits": 4, "steps": 2, "batch": 4},
+    "quantization.bnb_nf4": {},
+    "quantization.llm_int8": {},
     "quantization.codebook": {"bits": 4},
     "distillation.logits": {"steps": 2, "batch": 4},
     "distillation.embeddings": {"steps": 2, "batch": 4},
@@ -77,6 +80,8 @@ NOTHING: dict[str, dict[str, Any] | None] = {
     "quantization.binary": None,
     "quantization.ternary": None,
     "quantization.qat": {"bits": 16},
+    "quantization.bnb_nf4": None,
+    "quantization.llm_int8": None,
     "quantization.codebook": {"bits": 16},
     "distillation.logits": None,
     "distillation.embeddings": None,
@@ -143,6 +148,13 @@ def context_for(name: str, original: PreTrainedModel, work: Path, warnings: list
         work=work,
         warn=warnings.append,
     )
+
+
+def need_package(method_name: str) -> None:
+    """Skip the test where the optional package that the method needs isn't installed."""
+    package = registry.method(method_name).package
+    if package:
+        pytest.importorskip(package, reason=f"{method_name} needs {package}, which isn't installed")
 
 
 def run(method_name: str, options: dict[str, Any], name: str, work: Path) -> Outcome:

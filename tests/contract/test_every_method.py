@@ -45,6 +45,7 @@ def test_facts_of_the_class(method: str) -> None:
 
 @pytest.mark.parametrize(("method", "name"), PAIRS)
 def test_applied_or_refused(method: str, name: str, tmp_path: Path) -> None:
+    conformance.need_package(method)
     original = conformance.model_of(name)
     before, size, hooks = fingerprint(original), size_of(original), checks.hooks(original)
     outcome = conformance.run(method, ACTIVE[method], name, tmp_path)
@@ -98,6 +99,7 @@ ON_LANGUAGE = {
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - ON_CLASSIFIERS))
 def test_equal_seeds_give_equal_models(method: str, tmp_path: Path) -> None:
+    conformance.need_package(method)
     name = "gpt2" if method in ON_LANGUAGE else "bert"
     first = conformance.run(method, ACTIVE[method], name, tmp_path / "first")
     second = conformance.run(method, ACTIVE[method], name, tmp_path / "second")

@@ -20,7 +20,7 @@ from compresskit.core.context import Context
 from compresskit.pipeline import checks
 from compresskit.pipeline.ledger import fingerprint, size_of
 from tests import models
-from tests.contract.conformance import ACTIVE, apply_method
+from tests.contract.conformance import ACTIVE, apply_method, need_package
 
 pytestmark = pytest.mark.timeout(600)
 MODELS = ("minilm", "stories260K")
@@ -49,6 +49,7 @@ def _context(original: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", sorted(registry.methods()))
 def test_applied_or_refused(method: str, name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    need_package(method)
     source = _source(name, request)
     original, tokenizer = source.load_model(), source.load_tokenizer()
     assert tokenizer is not None

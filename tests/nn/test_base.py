@@ -23,6 +23,8 @@ from compresskit.nn.product import ProductEmbedding
 from compresskit.nn.recurrent import Recurrent
 from compresskit.numerics import lookup
 from compresskit.numerics.rtn import quantize
+from tests.nn.test_bitsandbytes_layers import int8 as mixed_int8
+from tests.nn.test_bitsandbytes_layers import nf4 as bitsandbytes_nf4
 from tests.nn.test_static_int8 import layer as static_int8
 
 
@@ -72,6 +74,9 @@ LAYERS: dict[str, tuple[CompressedLayer, tuple[int, int]]] = {
         FakeQuantizedLinear.from_codes(quantize(torch.randn(12, 40), 4, 8), torch.randn(12, 40), torch.randn(12)),
         (12, 40),
     ),
+    "nf4 of bitsandbytes": (bitsandbytes_nf4(), (12, 40)),
+    "nf4 of bitsandbytes, float scales": (bitsandbytes_nf4(double=False), (12, 40)),
+    "int8, outliers apart": (mixed_int8(), (12, 40)),
     "packed, one scale": (packed(6, None, whole=True), (12, 40)),
     "packed, symmetric rows": (packed(5, None, symmetric=True), (12, 40)),
     "lstm": (Recurrent.from_module(nn.LSTM(40, 3, 2, bidirectional=True)), (12, 40)),

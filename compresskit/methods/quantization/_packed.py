@@ -17,6 +17,7 @@ from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
 from compresskit.errors import ModelError
 from compresskit.methods.quantization._shared import quantization_detail, refuse_integer_site, weight_bytes
+from compresskit.nn.bitsandbytes_layers import BitsandbytesNf4Linear
 from compresskit.nn.lookup import LookupLinear
 from compresskit.nn.packed import PackedLinear
 from compresskit.numerics.packing import packed_bytes
@@ -138,7 +139,11 @@ def install(
 
 
 def install_layer(
-    model: PreTrainedModel, path: str, layer: PackedLinear | LookupLinear, context: Context, **more: Any
+    model: PreTrainedModel,
+    path: str,
+    layer: PackedLinear | LookupLinear | BitsandbytesNf4Linear,
+    context: Context,
+    **more: Any,
 ) -> None:
     """Put ``layer`` at ``path``, and its row into the ledger."""
     plain = view(model, path)
