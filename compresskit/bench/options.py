@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from compresskit.bench.record import Scenario
 from compresskit.bench.schedule import PROFILES, Profile
-from compresskit.errors import UsageError
+from compresskit.errors import DataError, UsageError
 
 SCENARIOS: tuple[Scenario, ...] = ("encode", "prefill", "decode", "offline")
 
@@ -77,6 +77,8 @@ class BenchOptions:
         _require(min(counts) >= 1, "CK-B017", "threads, batch, length and new tokens are at least 1", "give 1 or more")
         _require(self.new_tokens >= 2, "CK-B017", "decode writes at least 2 tokens", "--new-tokens 2 or more")
         _require((self.task is None) == (self.data is None), "CK-B017", "--task and --data go together", "give both")
+        if self.task is not None and self.data is not None:
+            _check_task(self.task, self.data)
 
     @property
     def stop(self) -> Profile:
@@ -94,3 +96,18 @@ class BenchOptions:
 def _require(condition: bool, code: str, what: str, fix: str) -> None:
     if not condition:
         raise UsageError(code, what, fix=fix)
+
+
+def _check_task(task: str, data: Path) -> None:
+    """Look both up before anything is measured.
+
+    Raises:
+        RecipeError: CK-R033, no such task.
+        DataError: CK-D001, no such file.
+    """
+    from compresskit.tasks import named
+    from compresskit.tasks.data import exists
+
+    named(task)
+    if not exists(data):
+        raise DataError("CK-D001", "there is no such data file", where=str(data), fix="check the path after --data")

@@ -53,8 +53,12 @@ def run(
     energy: Annotated[
         bool | None, typer.Option("--energy/--no-energy", help="count joules; default: in publish")
     ] = None,
-    task: Annotated[str | None, typer.Option("--task", help="score the outputs on this task")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="file of the task")] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="score the outputs: sts, classification, relation_extraction, …")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="file, folder or hub: name of the task's examples")
+    ] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="use the first so many examples")] = None,
     delta: Annotated[float, typer.Option("--delta", min=0.001, max=0.5, help="a change this small is the SAME")] = 0.02,
     seed: option.Seed = 0,

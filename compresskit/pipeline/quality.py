@@ -31,4 +31,5 @@ def measure_quality(recipe: Recipe, source: Source, folder: Path) -> dict[str, A
         "before": before.value,
         "after": after.value,
         "details": dict(after.details),
+        "details_before": dict(before.details),
     }

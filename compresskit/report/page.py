@@ -53,9 +53,14 @@ def _summary(result: dict[str, Any]) -> list[list[Cell]]:
 
 
 def _precision_recall(result: dict[str, Any]) -> Section | None:
-    """The curve of the result, where its task gives one."""
-    points = pr_points(mapping(mapping(result.get("quality")).get("details")).get("pr_curve"))
-    return pr_section([Curve("result", tuple(points))] if len(points) >= 2 else [])
+    """The curves of source and result, where the task gives them."""
+    quality = mapping(result.get("quality"))
+    found = []
+    for name, key in (("source", "details_before"), ("result", "details")):
+        points = pr_points(mapping(quality.get(key)).get("pr_curve"))
+        if len(points) >= 2:
+            found.append(Curve(name, tuple(points)))
+    return pr_section(found)
 
 
 def _recipe(recipe: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from compresskit.errors import RecipeError
 from compresskit.tasks.classification import Classification
 from compresskit.tasks.language_modelling import LanguageModelling
+from compresskit.tasks.relation_extraction.task import RelationExtraction
 from compresskit.tasks.run import facts_of, run_torch
 from compresskit.tasks.scores import Score
 from compresskit.tasks.sts import Similarity
@@ -18,7 +20,8 @@ from compresskit.tasks.workload import Facts, Options, Task, Workload
 __all__ = ["TASKS", "Facts", "Options", "Score", "Settings", "Task", "Workload", "measure", "named", "options_of"]
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (Similarity(), Classification(), TokenClassification(), LanguageModelling())
+    task.name: task
+    for task in (Similarity(), Classification(), TokenClassification(), LanguageModelling(), RelationExtraction())
 }
 
 
@@ -40,7 +43,9 @@ def named(name: str) -> Task:
         RecipeError: CK-R033.
     """
     if name not in TASKS:
-        raise RecipeError("CK-R033", f"there is no task {name!r}", fix=f"tasks: {', '.join(TASKS)}")
+        close = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise RecipeError("CK-R033", f"there is no task {name!r:.60}", fix=f"{hint}tasks: {', '.join(TASKS)}")
     return TASKS[name]
 
 

@@ -32,7 +32,7 @@ class Facts:
     """What a task has to know of the model besides its outputs.
 
     Args:
-        kind: embedding, classification, tagging, language, or other.
+        kind: embedding, classification, tagging, relations, language, or other.
         labels: name or number of a class -> its number.
         longest: tokens that it takes.
         pooling: how tokens become a sentence vector.
@@ -77,6 +77,8 @@ def _kind(architecture: str, double: bool) -> str:
         return "tagging"
     if architecture.endswith("ForSequenceClassification"):
         return "classification"
+    if architecture.endswith("ForRelationExtraction"):
+        return "relations"
     if architecture.endswith(("ForCausalLM", "LMHeadModel")) and not double:
         return "language"
     if double and not architecture.endswith("EncoderModel"):

@@ -37,5 +37,5 @@ def test_what_cannot_be_evaluated_is_refused(task: str, data: str | None, words:
 
 
 def test_every_task_says_what_it_measures() -> None:
-    assert set(TASKS) == {"sts", "classification", "token_classification", "language_modelling"}
+    assert set(TASKS) == {"sts", "classification", "token_classification", "language_modelling", "relation_extraction"}
     assert all(task.name == name and task.metric for name, task in TASKS.items())

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from compresskit.bench.engines.base import Arrays, Decoding, Engine, Settings, cannot_run, no_decoding
+from compresskit.checkpoint.classes import model_class
 from compresskit.checkpoint.quiet import quiet_transformers
 
 _OUTPUTS = ("logits", "prediction_logits", "last_hidden_state")
@@ -45,7 +46,7 @@ class TorchEngine(Engine):
 
     @property
     def inputs(self) -> frozenset[str]:
-        wanted = {"input_ids", "attention_mask", "token_type_ids"}
+        wanted = {"input_ids", "attention_mask", "token_type_ids", "head", "tail"}
         if self.model.config.is_encoder_decoder:
             wanted.add("decoder_input_ids")
         return self._accepted & wanted
@@ -122,4 +123,4 @@ def _class(path: Path) -> Any:
 
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     names = config.get("architectures") or ["AutoModel"]
-    return getattr(transformers, names[0], transformers.AutoModel)
+    return model_class(names[0]) or transformers.AutoModel

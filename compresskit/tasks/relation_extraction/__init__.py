@@ -7,13 +7,14 @@ from compresskit.tasks.relation_extraction.encoding import (
     Vocabulary,
     add_markers,
     collate_relations,
+    encode_instances,
     mark,
     relation_numbers,
     word_vectors,
 )
 from compresskit.tasks.relation_extraction.evaluation import Ranking, evaluate, fit_temperature, rank
 from compresskit.tasks.relation_extraction.instances import Instance, instance
-from compresskit.tasks.relation_extraction.readers import FORMATS, read_instances, read_relations
+from compresskit.tasks.relation_extraction.readers import FORMATS, read_instances, read_relations, split_file
 
 __all__ = [
     "FORMATS",
@@ -23,6 +24,7 @@ __all__ = [
     "Vocabulary",
     "add_markers",
     "collate_relations",
+    "encode_instances",
     "evaluate",
     "fit_temperature",
     "instance",
@@ -31,5 +33,6 @@ __all__ = [
     "read_instances",
     "read_relations",
     "relation_numbers",
+    "split_file",
     "word_vectors",
 ]

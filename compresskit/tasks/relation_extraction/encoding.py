@@ -165,6 +165,15 @@ def _marked_words(item: Instance, start: int, end: int) -> list[str]:
     return words
 
 
+def encode_instances(
+    instances: Sequence[Instance], tokenizer: Any, longest: int = 128, *, marked: bool
+) -> list[Encoded]:
+    """Sentences as a model takes them: with markers around the entities, or as words of its own vocabulary."""
+    if marked:
+        return mark(instances, tokenizer, longest)
+    return Vocabulary.of_tokenizer(tokenizer).encode(instances, longest)
+
+
 def collate_relations(rows: Sequence[Encoded], fill: int = 0) -> dict[str, Tensor]:
     """A padded batch: ``input_ids`` and ``attention_mask`` (B, T), ``head`` and ``tail`` (B, 2)."""
     longest = max(len(row.ids) for row in rows)

@@ -46,14 +46,46 @@ def rank(probabilities: np.ndarray, relations: np.ndarray, pairs: Sequence[str])
         relations: (N,) numbers; a bag's truth are all that its sentences have.
         pairs: bag keys.
     """
+    scores, truth = candidates(probabilities, relations, pairs)
+    order = np.argsort(-scores.ravel(), kind="stable")
+    return Ranking(truth.ravel()[order])
+
+
+def candidates(probabilities: np.ndarray, relations: np.ndarray, pairs: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Score and truth of each bag and relation that isn't none, (G, C - 1) each; bags in order of their first sentence.
+
+    Args: as of ``rank``.
+    """
     numbers = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
     bags = np.array([numbers[pair] for pair in pairs])
     scores = np.full((len(numbers), probabilities.shape[1]), -np.inf)
     np.maximum.at(scores, bags, probabilities)
     truth = np.zeros(scores.shape, dtype=bool)
     truth[bags, relations] = True
-    order = np.argsort(-scores[:, 1:].ravel(), kind="stable")
-    return Ranking(truth[:, 1:].ravel()[order])
+    return scores[:, 1:], truth[:, 1:]
+
+
+def resampled_average_precision(scores: np.ndarray, truth: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """Average precision of resamples of bags, (R,); NaN where a resample has no true candidate.
+
+    A bag that is drawn w times puts its candidates w times at the same rank, so one order serves all resamples.
+
+    Args:
+        scores, truth: of candidates, (G, C - 1).
+        picks: numbers of bags, (R, G).
+    """
+    order = np.argsort(-scores.ravel(), kind="stable")
+    right = truth.ravel()[order]
+    bags = order // scores.shape[1]
+    found = np.empty(len(picks))
+    for number, row in enumerate(picks):
+        counts = np.bincount(row, minlength=len(scores))[bags]
+        weights = counts * right
+        hits = weights.sum()
+        # Candidates that weren't drawn stand nowhere: the rank before the first one drawn is 0 as well.
+        ranks = np.maximum(np.cumsum(counts), 1)
+        found[number] = (weights * np.cumsum(weights) / ranks).sum() / hits if hits else np.nan
+    return found
 
 
 def micro_f1(predicted: np.ndarray, gold: np.ndarray) -> float:

@@ -43,6 +43,12 @@ def read_instances(path: str | Path, form: str | None = None, limit: int | None 
     return found
 
 
+def split_file(folder: Path, name: str) -> Path | None:
+    """The file of the part ``name`` (``train``, ``dev``, ``test``) in ``folder``, in any format that is read."""
+    found = (folder / f"{name}{suffix}{packed}" for suffix in (".jsonl", ".json", ".txt") for packed in ("", ".gz"))
+    return next((path for path in found if path.is_file()), None)
+
+
 def read_relations(path: str | Path) -> dict[str, int]:
     """``rel2id.json``: numbers of the relations, the one without a relation first.
 
