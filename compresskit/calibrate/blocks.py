@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, overload
 
 import torch
@@ -48,7 +49,13 @@ class BlockCalibration(Sequence[Batch]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Batch]: ...
     def __getitem__(self, index: int | slice) -> Batch | Sequence[Batch]:
-        return self._batches[index]
+        """A batch; or a walk over some of the batches that has come as far as this one, and is entered no further."""
+        if isinstance(index, int):
+            return self._batches[index]
+        part = copy(self)
+        part._batches = self._batches[index]
+        part._stored = {path: outputs[index] for path, outputs in self._stored.items()}
+        return part
 
     @property
     def current(self) -> str | None:
@@ -90,10 +97,17 @@ class BlockCalibration(Sequence[Batch]):
         if missing:
             fresh: dict[str, list[Any]] = {path: [] for path in missing}
             hooks: dict[str, PostHook] = {path: _keeper(fresh[path], stop=path == missing[-1]) for path in missing}
-            with evaluating(model), torch.no_grad(), self._skipping(model) as place, hooked(model, after=hooks):
-                for index, batch in enumerate(self._batches):
-                    place(index)
-                    run(model, batch)
+            spent = [outputs for path, outputs in self._stored.items() if path not in needed]
+            try:
+                with evaluating(model), torch.no_grad(), self._skipping(model) as place, hooked(model, after=hooks):
+                    for index, batch in enumerate(self._batches):
+                        place(index)
+                        run(model, batch)
+                        for outputs in spent:
+                            outputs[index] = None
+            except BaseException:
+                self._forget()
+                raise
             self._stored.update(fresh)
         own = target.rpartition(".")[0]
         for path in list(self._stored):

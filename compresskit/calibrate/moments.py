@@ -8,11 +8,12 @@ Shapes: B batch, T tokens, N attended tokens, I input features.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.blocks import BlockCalibration
@@ -32,6 +33,9 @@ from compresskit.core.sites import Site
 from compresskit.errors import DataError, InternalError
 
 Progress = Callable[[float, str], None]
+
+_PANEL = 256
+"""Rows of a Gram matrix that are computed at once."""
 
 
 @dataclass
@@ -94,14 +98,18 @@ class Moments:
     def add(self, rows: Tensor) -> None:
         """Count the tokens ``rows`` (N, I) in.
 
-        Products are taken in float32 (float64 inputs: float64) over one batch, sums over batches in float64.
+        Products are taken in float32 (float64 inputs: float64) over one batch, sums over batches in float64. Of the
+        symmetric Gram matrix only what lies right of the diagonal is computed, some rows at a time.
         """
         if rows.dtype not in (torch.float32, torch.float64):
             rows = rows.float()
         if rows.shape[0] == 0:
             return
         if self.gram is not None:
-            self.gram += (rows.T @ rows).double().cpu()
+            for start in range(0, rows.shape[1], _PANEL):
+                panel = slice(start, start + _PANEL)
+                self.gram[panel, start:] += (rows[:, panel].T @ rows[:, start:]).double().cpu()
+                self.gram[start + _PANEL :, panel] = self.gram[panel, start + _PANEL :].T
         magnitude = rows.abs()
         self.total += rows.sum(0, dtype=torch.float64).cpu()
         self.square_sum += rows.square().sum(0, dtype=torch.float64).cpu()
@@ -113,17 +121,33 @@ class Moments:
 class _Recorder:
     """Gathers moments by path; modules called with the very same tensor (queries, keys, values) share the work."""
 
-    def __init__(self, model: PreTrainedModel, gram: bool) -> None:
-        self.attended, self.gram = Attended(model), gram
+    def __init__(self, model: PreTrainedModel, wanted: Sequence[str], gram: bool) -> None:
+        self.attended, self.wanted, self.gram = Attended(model), frozenset(wanted), gram
         self.own: dict[str, Moments] = {}
         self.followed: dict[str, str] = {}
         self.batch: Batch = {}
         self.recent: tuple[str, Tensor] | None = None
+        self.calls: Counter[str] = Counter()
+        self.complete: Counter[str] | None = None
 
     def start(self, batch: Batch) -> None:
-        self.batch, self.recent = batch, None
+        if self.complete is None and self.wanted <= self.calls.keys():
+            # What a pass calls that reaches all modules: no later one has to go on behind the last of these calls.
+            self.complete = self.calls
+        self.batch, self.recent, self.calls = batch, None, Counter()
 
     def hook(self, path: str) -> PreHook:
+        record = self._recorder(path)
+
+        def record_and_end(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            record(module, args, kwargs)
+            self.calls[path] += 1
+            if self.calls == self.complete:
+                stop_here()
+
+        return record_and_end
+
+    def _recorder(self, path: str) -> PreHook:
         def record(_module: object, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             source = first_tensor(args, kwargs, path)
             if self.recent is not None and self.recent[1] is source and self._same_rows(self.recent[0], path):
@@ -181,7 +205,7 @@ def input_moments(
         DataError: CK-D011 for modules that no batch reaches, CK-D012 for inputs that aren't finite.
     """
     wanted = list(dict.fromkeys(paths))
-    recorder = _Recorder(model, gram)
+    recorder = _Recorder(model, wanted, gram)
     before: dict[str, PreHook] = {path: recorder.hook(path) for path in wanted}
     _passes(model, batches, before, recorder.start, progress, stop_after, wanted)
     reached = recorder.own.keys() | recorder.followed.keys()

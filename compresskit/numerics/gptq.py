@@ -89,7 +89,7 @@ def gptq_codes(
     diagonal = moments.diagonal()
     order = diagonal.argsort(descending=True, stable=True) if act_order else torch.arange(len(diagonal))
     order = order.to(weight.device)
-    upper = inverse_root(moments[order][:, order], damping).to(torch.float32)
+    upper = inverse_root(moments, damping, order).to(torch.float32)
     columns = weight.detach().float().T[order].contiguous()
     groups = (order // (weight.shape[1] // scale.shape[1])).cpu().tolist()
     wide = scale.float().T
@@ -127,24 +127,30 @@ def _round_columns(
     return codes
 
 
-def inverse_root(moments: Tensor, damping: float) -> Tensor:
+def inverse_root(moments: Tensor, damping: float, order: Tensor | None = None) -> Tensor:
     """Upper U with Uᵀ U = (H + λ I)⁻¹, float64; inputs that never occur count as independent.
+
+    It takes the memory of two matrices like H besides H.
+
+    Args:
+        order: of the rows and columns of H; by default as they are.
 
     Raises:
         torch.linalg.LinAlgError: see ``gptq``.
     """
-    work = moments.clone()
-    diagonal = work.diagonal()
+    diagonal = (moments.diagonal() if order is None else moments.diagonal()[order]).clone()
     mean = float(diagonal.mean())
     diagonal[diagonal <= 0] = mean if mean > 0 else 1.0
     level = damping
     for _ in range(RETRIES):
-        damped = work + level * max(mean, 1e-300) * torch.eye(len(work), dtype=work.dtype, device=work.device)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        work = moments.clone() if order is None else moments[order[:, None], order]
+        work.diagonal().copy_(diagonal + level * max(mean, 1e-300))
+        work, failed = torch.linalg.cholesky_ex(work)
         if int(failed) == 0:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if int(failed) == 0 and bool(torch.isfinite(upper).all()):
-                return upper
+            work = torch.cholesky_inverse(work)
+            work, failed = torch.linalg.cholesky_ex(work, upper=True)
+            if int(failed) == 0 and bool(torch.isfinite(work).all()):
+                return work
         level = max(10 * level, 1e-6)
     raise torch.linalg.LinAlgError("the second moments of the inputs can't be inverted, however damped")
 

@@ -57,8 +57,44 @@ def test_only_the_entered_block_is_run() -> None:
     for index, layer in enumerate(model.encoder.layer):
         # A hook on the inside tells a run of the block from the stand-in for its output.
         layer.output.register_forward_hook(lambda *_, index=index: runs.append(index))
-    input_moments(model, ["encoder.layer.1.output.dense"], walk)
+    for part in (walk, walk[:1]):
+        input_moments(model, ["encoder.layer.1.output.dense"], part)
     assert set(runs) == {1}
+
+
+def test_hidden_states_are_kept_of_one_block_only() -> None:
+    model = models.tiny("gpt2")
+    walk = BlockCalibration(random_batches(model))
+    walk.enter(model, "h.1")
+    (before,) = walk._stored.values()
+    given_up: list[int] = []
+    model.get_submodule("h.1").register_forward_hook(lambda *_: given_up.append(sum(each is None for each in before)))
+    walk.enter(model, "h.2")
+    assert given_up == list(range(len(walk)))
+    assert len(walk._stored) == 1
+
+
+def test_a_failed_pass_leaves_no_half_of_it() -> None:
+    model = models.tiny("gpt2")
+    batches = random_batches(model)
+    walk = BlockCalibration(batches)
+    walk.enter(model, "h.1")
+    seen: list[int] = []
+
+    def fail_at_the_second(*_: object) -> None:
+        seen.append(1)
+        if len(seen) == 2:
+            raise MemoryError
+
+    handle = model.get_submodule("h.1").register_forward_hook(fail_at_the_second)
+    with pytest.raises(MemoryError):
+        walk.enter(model, "h.2")
+    handle.remove()
+    path = "h.1.mlp.c_proj"
+    walk.enter(model, "h.1")
+    torch.testing.assert_close(
+        input_moments(model, [path], walk)[path].gram, input_moments(model, [path], batches)[path].gram
+    )
 
 
 def test_going_back_starts_anew() -> None:
@@ -91,7 +127,7 @@ def test_it_is_a_plain_sequence_of_batches() -> None:
     walk = BlockCalibration(batches)
     assert len(walk) == len(batches)
     assert list(walk) == batches
-    assert walk[1:] == batches[1:]
+    assert list(walk[1:]) == batches[1:]
 
 
 def test_an_unknown_block_is_refused() -> None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from compresskit.calibrate.batches import random_batches
 from compresskit.calibrate.moments import (
+    Moments,
     block_similarities,
     input_moments,
     input_samples,
@@ -130,6 +131,47 @@ def test_stopping_early_gives_the_same_moments() -> None:
     )
     with pytest.raises(DataError, match=r"h\.1"):
         input_moments(model, ["h.1.mlp.c_proj"], batches, stop_after="h.0")
+
+
+def test_later_passes_end_behind_the_last_module_that_is_asked_for() -> None:
+    model = models.tiny("bert")
+    batches = random_batches(model, samples=6, batch_size=2)
+    runs: list[int] = []
+    model.encoder.layer[1].register_forward_hook(lambda *_: runs.append(1))
+    path = "encoder.layer.0.output.dense"
+    assert input_moments(model, [path], batches)[path].count == sum(
+        int(each["attention_mask"].sum()) for each in batches
+    )
+    assert len(runs) == 1
+
+
+def test_a_module_that_the_first_batch_does_not_reach_gets_all_that_later_ones_bring() -> None:
+    model = models.tiny("bert")
+    batches = random_batches(model, samples=6, batch_size=2)
+    paths = ["encoder.layer.0.output.dense", "encoder.layer.1.output.dense"]
+    block = model.encoder.layer[1]
+    plain, calls = block.forward, []
+
+    def passed_over_at_first(hidden: torch.Tensor, *args: object, **kwargs: object) -> object:
+        calls.append(1)
+        return hidden if len(calls) == 1 else plain(hidden, *args, **kwargs)
+
+    block.forward = passed_over_at_first
+    found = input_moments(model, paths, batches)
+    tokens = [int(each["attention_mask"].sum()) for each in batches]
+    assert [found[path].count for path in paths] == [sum(tokens), sum(tokens[1:])]
+
+
+@pytest.mark.parametrize("features", [256, 300, 600])
+def test_grams_in_panels_are_whole_and_symmetric(features: int) -> None:
+    rows = torch.randn(40, features, generator=torch.Generator().manual_seed(0))
+    moments = Moments.empty(features, gram=True)
+    for part in rows.split(16):
+        moments.add(part)
+    gram = moments.gram
+    assert gram is not None
+    assert torch.equal(gram, gram.T)
+    torch.testing.assert_close(gram, rows.double().T @ rows.double(), rtol=1e-5, atol=1e-5)
 
 
 def test_the_model_is_left_as_it_was() -> None:

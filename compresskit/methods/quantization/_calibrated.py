@@ -25,7 +25,10 @@ def shared_inputs(model: PreTrainedModel, sites: Sequence[Site], context: Contex
 def inputs_in_order(
     model: PreTrainedModel, sites: Sequence[Site], context: Context
 ) -> Iterator[tuple[list[Site], Moments]]:
-    """Groups of sites with the moments of their input, gathered when the groups before have been compressed."""
+    """Groups of sites with the moments of their input, gathered when the groups before have been compressed.
+
+    Whoever loops over it drops what it has of a group's moments before it asks for the next: one Gram matrix at a time.
+    """
     done = 0
     for group in shared_inputs(model, sites, context):
         yield group, site_moments(model, group[0], context.calibration)

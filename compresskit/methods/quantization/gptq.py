@@ -45,7 +45,7 @@ class Gptq(SymmetricOrNot):
         if self.nothing_asked():
             return
         for group, moments in inputs_in_order(model, sites, context):
-            gram = cast(Tensor, moments.gram) / moments.count
+            gram = cast(Tensor, moments.gram)
             for site in group:
                 weight = finite_weight(view(model, site.path))
                 codes, note = self._codes(weight, gram, site.path, context)
