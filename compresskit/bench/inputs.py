@@ -28,6 +28,7 @@ _DECODER_TOKENS = 8
 _DEFAULT_VOCABULARY = 256
 _FIRST_ID = 5
 _CHARACTERS_PER_TOKEN = 12
+_WITH_ENTITIES = "ForRelationExtraction"
 _SEQUENCE_TO_SEQUENCE = ("ForConditionalGeneration", "T5Model", "BartModel")
 
 
@@ -86,6 +87,11 @@ def make_work(
     if subject.architecture.endswith(_SEQUENCE_TO_SEQUENCE):
         for found in batches:
             found["decoder_input_ids"] = found["input_ids"][:, :_DECODER_TOKENS].copy()
+    if subject.architecture.endswith(_WITH_ENTITIES):
+        for found in batches:
+            last = found["attention_mask"].sum(1) - 1
+            # The words in the middle and at the end: where entities are doesn't change what is computed.
+            found |= {name: np.stack([place, place + 1], 1) for name, place in (("head", last // 2), ("tail", last))}
     cell = Cell(
         id=cell_id(scenario, batch, length, threads),
         scenario=scenario,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compresskit.calibrate.batches import longest_input
 from compresskit.calibrate.text import builtin_texts
 from compresskit.export.generation import decode_inputs
-from compresskit.export.graph import input_names, sample_inputs
+from compresskit.export.graph import ENTITIES, entity_spans, input_names, sample_inputs
 from compresskit.export.parity import TEXT
 
 _LONG = 192
@@ -25,7 +26,8 @@ def forward_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase |
         "padded": sample_inputs(model, names, 3, min(13, long), padded=True, seed=3),
         "long": sample_inputs(model, names, 1, long, seed=4),
     }
-    if tokenizer is not None and tokenizer.pad_token_id is not None and set(names) <= set(tokenizer.model_input_names):
+    written = [name for name in names if name not in ENTITIES]
+    if tokenizer is not None and tokenizer.pad_token_id is not None and set(written) <= {*tokenizer.model_input_names}:
         texts = builtin_texts(_TEXTS, 0, split="heldout")
         encoded = tokenizer(
             texts,
@@ -36,7 +38,11 @@ def forward_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase |
             return_tensors="pt",
         )
         if int(encoded["input_ids"].max()) < model.config.get_text_config().vocab_size:
-            found[TEXT] = {name: encoded[name] for name in names}
+            generator = torch.Generator().manual_seed(5)
+            found[TEXT] = {
+                name: encoded[name] if name in written else entity_spans(encoded["attention_mask"], generator)
+                for name in names
+            }
     return found
 
 

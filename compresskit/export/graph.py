@@ -20,6 +20,9 @@ from compresskit.calibrate.outputs import pool
 BATCH, SEQUENCE, DECODER, PAST, TOTAL = "batch", "sequence", "decoder_sequence", "past_sequence", "total_sequence"
 SAMPLE_BATCH, SAMPLE_LENGTH = 2, 9
 
+ENTITIES = ("head", "tail")
+"""Inputs of models for relation extraction: first token of each entity and the one after its last, (B, 2)."""
+
 Dimensions = tuple[str | None, ...]
 """Names of the axes that vary; None where the size is fixed."""
 
@@ -70,6 +73,8 @@ def input_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         wanted.append("token_type_ids")
     if model.config.is_encoder_decoder and accepts(model, "decoder_input_ids") and _takes_decoder_ids(model):
         wanted.append("decoder_input_ids")
+    if all(accepts(model, name) for name in ENTITIES):
+        wanted += ENTITIES
     return [name for name in wanted if accepts(model, name)]
 
 
@@ -99,10 +104,13 @@ def forward_task(
     outputs: dict[str, Dimensions] = {
         name: (BATCH, length if tensor.dim() == 3 else None, None)[: tensor.dim()] for name, tensor in found.items()
     }
-    inputs: dict[str, Dimensions] = {
-        name: (BATCH, DECODER if name.startswith("decoder") else SEQUENCE) for name in names
-    }
-    return Task("model", module, sample, inputs, outputs)
+    return Task("model", module, sample, {name: _dimensions(name) for name in names}, outputs)
+
+
+def _dimensions(name: str) -> Dimensions:
+    if name in ENTITIES:
+        return (BATCH, None)
+    return (BATCH, DECODER if name.startswith("decoder") else SEQUENCE)
 
 
 class _Forward(nn.Module):
@@ -152,7 +160,15 @@ def sample_inputs(
             found[name] = mask
         elif name == "token_type_ids":
             found[name] = torch.zeros_like(mask)
+        elif name in ENTITIES:
+            found[name] = entity_spans(mask, generator)
         else:
             columns = length if name == "input_ids" else max(1, length // 2)
             found[name] = torch.randint(1, vocabulary, (batch, columns), generator=generator)
     return found
+
+
+def entity_spans(mask: Tensor, generator: torch.Generator) -> Tensor:
+    """A random attended token of each row as an entity, (B, 2)."""
+    first = (torch.rand(len(mask), generator=generator) * mask.sum(1)).long()
+    return torch.stack([first, first + 1], 1)

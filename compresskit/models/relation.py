@@ -185,8 +185,8 @@ class EntityStartForRelationExtraction(_Relation):
 
     def vectors(self, input_ids: Tensor, attention_mask: Tensor, head: Tensor, tail: Tensor) -> Tensor:
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        rows = torch.arange(len(states), device=states.device)
-        return torch.cat([states[rows, head[:, 0]], states[rows, tail[:, 0]]], -1)
+        places = torch.stack([head[:, 0], tail[:, 0]], 1).unsqueeze(-1)
+        return states.gather(1, places.expand(-1, -1, states.shape[-1])).flatten(1)
 
     def freeze_lower_layers(self) -> None:
         """Leave all but the last ``trainable_layers`` blocks as they are (the choice of the released MiDTD)."""
