@@ -22,6 +22,7 @@ from compresskit.nn.attention import install as install_attention
 from compresskit.nn.recurrent import Recurrent
 
 __all__ = [
+    "alias_groups",
     "aliases",
     "keep_blocks",
     "keep_heads",
@@ -66,17 +67,24 @@ def aliases(model: nn.Module, path: str) -> list[str]:
     if inside is not None:
         owner, _, name = path.rpartition(".")
         return [f"{other}.{name}" for other in aliases(model, owner)]
-    module = model.get_submodule(path)
-    wanted = [(name, id(parameter)) for name, parameter in module.named_parameters(remove_duplicate=False)]
-    if not wanted:
-        return []
-    found = []
-    for other_path, other in model.named_modules(remove_duplicate=False):
-        if other_path == path or type(other) is not type(module):
-            continue
-        if [(name, id(parameter)) for name, parameter in other.named_parameters(remove_duplicate=False)] == wanted:
-            found.append(other_path)
-    return found
+    groups = _same_parameters(model, type(model.get_submodule(path)))
+    group = next((paths for paths in groups if path in paths), [path])
+    return [other for other in group if other != path]
+
+
+def alias_groups(model: nn.Module) -> list[list[str]]:
+    """Paths of modules of one class whose parameters are the very same objects, found in one walk of the model."""
+    return _same_parameters(model, nn.Module)
+
+
+def _same_parameters(model: nn.Module, cls: type[nn.Module]) -> list[list[str]]:
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, cls):
+            mine = tuple((name, id(value)) for name, value in module.named_parameters(remove_duplicate=False))
+            if mine:
+                groups.setdefault((type(module), *mine), []).append(path)
+    return [paths for paths in groups.values() if len(paths) > 1]
 
 
 def tied_elsewhere(model: nn.Module, path: str) -> list[str]:

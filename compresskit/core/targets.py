@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from compresskit.core import anatomy
 from compresskit.core.compressor import Compressor
 from compresskit.core.sites import Site
-from compresskit.core.surgery import aliases
-from compresskit.core.weights import matrices
+from compresskit.core.surgery import alias_groups
+from compresskit.core.weights import GateView, WeightView, matrices
 from compresskit.errors import RecipeError
 from compresskit.nn.recurrent import CELLS, Recurrent
 
@@ -45,17 +45,24 @@ def candidates(model: PreTrainedModel, kinds: frozenset[str]) -> list[Site]:
 def _matrix_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
     blocks = [block.path for block in body.blocks]
     recurrent = [name for name, module in model.named_modules() if type(module) in CELLS or type(module) is Recurrent]
+    leaders = {path: paths for paths in alias_groups(model) for path in paths}
     sites, seen = [], set()
     for item in matrices(model):
         if item.path in seen:
             continue
-        followers = aliases(model, item.path)
+        followers = _followers(item, leaders)
         seen.update(followers)
         block = next((path for path in blocks if item.path.startswith(f"{path}.")), None)
         owner = next((path for path in recurrent if item.path.startswith(f"{path}.")), None)
         part = None if owner is None else anatomy.Recurrence(owner)
         sites.append(Site("matrix", item.path, tuple(followers), block=block, part=part))
     return sites
+
+
+def _followers(item: WeightView, groups: Mapping[str, list[str]]) -> list[str]:
+    """Other paths of the very same matrix; ``groups`` holds the paths of modules with the same parameters."""
+    owner, suffix = (item.path.rpartition(".")[0], f".{item.name}") if isinstance(item, GateView) else (item.path, "")
+    return [f"{path}{suffix}" for path in groups.get(owner, ()) if path != owner]
 
 
 def _embedding_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:

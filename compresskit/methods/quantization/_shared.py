@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit.core import anatomy, surgery
+from compresskit.core import anatomy
 from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, gate, view
 
@@ -27,7 +27,7 @@ def users_of_weight(model: nn.Module, plain: WeightView) -> list[str]:
 def refuse_integer_site(model: PreTrainedModel, site: Site) -> str | None:
     """Why the matrix of ``site`` can't become codes of its own, or None."""
     plain = view(model, site.path)
-    own = {site.path, *surgery.aliases(model, site.path)}
+    own = {site.path, *site.members}
     foreign = [path for path in users_of_weight(model, plain) if path not in own]
     if foreign:
         return (
