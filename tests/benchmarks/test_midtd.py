@@ -12,7 +12,9 @@ import torch
 from benchmarks.midtd import STUDENT, Cell, flipped, load, store
 from benchmarks.midtd_arms import ARMS, BANDS, TUNED_KD
 from benchmarks.midtd_report import demands, paired, plot, table
-from compresskit.tasks.relation_extraction.readers import read_instances
+from compresskit.models.relation import EntityStartForRelationExtraction
+from compresskit.tasks.relation_extraction import collate_relations, read_instances
+from tests import models
 from tests.tasks.relation_extraction.examples import RELATIONS, records, write
 
 
@@ -36,13 +38,34 @@ def test_arms_take_what_was_chosen() -> None:
     assert ARMS["paper"].with_tuned(tuned) == ARMS["paper"]
 
 
-def test_a_cell_from_data_to_tables(tmp_path: Path) -> None:
+def toy(tmp_path: Path, count: int = 36) -> Path:
     folder = tmp_path / "toy"
     folder.mkdir()
     (folder / "rel2id.json").write_text(json.dumps(RELATIONS))
     for seed, split in enumerate(("train", "dev", "test")):
-        plain = write(tmp_path / "plain.jsonl", records(36, seed))
+        plain = write(tmp_path / "plain.jsonl", records(count, seed))
         (folder / f"{split}.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    return folder
+
+
+def test_the_last_layer_alone_is_the_whole_model(tmp_path: Path) -> None:
+    encoder = models.write_checkpoint(models.tiny("bert"), tmp_path / "encoder")
+    cell = Cell(toy(tmp_path, 12), 0, "bert", tmp_path / "work", str(encoder))
+    model = cell.new_model(3)
+    whole = EntityStartForRelationExtraction(model.config).eval()
+    whole.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        expected = whole(**collate_relations(cell.rows[0])).logits
+        found = model(**cell.collate(cell.rows[0])).logits
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=5e-3)  # the states are kept in float16
+    assert not torch.equal(cell.new_model(4).classifier.weight, model.classifier.weight)
+    found = cell.run(ARMS["kd"], 5, {})
+    assert found["test"]["nll"] > 0
+    assert (cell.work / "teacher-5.npy").exists()
+
+
+def test_a_cell_from_data_to_tables(tmp_path: Path) -> None:
+    folder = toy(tmp_path)
     assert len(read_instances(folder / "train.jsonl.gz")) == 36
     cell = Cell(folder, 15, "pcnn", tmp_path / "work")
     runs = {}

@@ -64,7 +64,6 @@ def _on_encoder(encoder: str | Path | None, settings: dict[str, Any]) -> tuple[P
     missing, unexpected = model.encoder.load_state_dict(inner.state_dict(), strict=False)
     if missing or unexpected:
         raise ValueError(f"the encoder's weights don't fit: {[*missing, *unexpected][:5]}")
-    model.freeze_lower_layers()
     return model, tokenizer
 
 
