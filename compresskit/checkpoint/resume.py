@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from compresskit.checkpoint.layout import read_layout
 from compresskit.checkpoint.load import attach, load_model
 from compresskit.checkpoint.plainstate import read_state, write_state
 from compresskit.checkpoint.swap import commit, recover, staging_folder, sync_tree
+from compresskit.core import processes
 from compresskit.errors import ModelError, SecurityError, UsageError
 
 _STATE = "trainer_state.json"
@@ -43,21 +44,25 @@ _logger = logging.getLogger(__name__)
 class ResumableTrainer(Trainer):
     """A ``Trainer`` whose checkpoints hold compressed models, and from which training resumes exactly.
 
-    ``train(resume_from_checkpoint=True)`` takes the newest checkpoint that is whole. One process only: no DeepSpeed,
-    no FSDP, no distributed training.
+    ``train(resume_from_checkpoint=True)`` takes the newest checkpoint that is whole. No DeepSpeed, no FSDP, and one
+    process only, but for subclasses that see to the others (``several_processes``): then the first one writes.
 
     Raises:
         UsageError: CK-L052 for a set-up that isn't supported.
     """
 
+    several_processes: ClassVar[bool] = False
+
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.world_size > 1:
+        alone = self.several_processes or self.args.world_size == 1
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not alone:
             raise UsageError(
                 "CK-L052",
                 "training of compressed models runs in one process",
                 fix="start it without DeepSpeed, FSDP or torchrun",
             )
+        self._random_states: list[dict[str, Any]] = []
         if not isinstance(self.model, PreTrainedModel):
             raise UsageError("CK-L052", f"{type(self.model).__name__} is no PreTrainedModel of transformers")
 
@@ -76,6 +81,10 @@ class ResumableTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if trial is None:
             self.store_flos()
+        self._random_states = processes.gather(_random_state())
+        processes.lead(lambda: self._write_checkpoint(trial))
+
+    def _write_checkpoint(self, trial: Any) -> None:
         run = Path(self._get_output_dir(trial=trial))
         final = run / f"checkpoint-{self.state.global_step}"
         if self.state.best_global_step:
@@ -153,23 +162,30 @@ class ResumableTrainer(Trainer):
             scaler.load_state_dict(read_state(Path(checkpoint, _SCALER)))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        states = {
-            "python": random.getstate(),
-            "numpy": np.random.get_state(),
-            "cpu": torch.random.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-        write_state(states, Path(output_dir, _RANDOM))
+        states = self._random_states or [_random_state()]
+        write_state(states[0] if len(states) == 1 else {"processes": states}, Path(output_dir, _RANDOM))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         states = read_state(Path(checkpoint, _RANDOM))
+        if "processes" in states:
+            states = states["processes"][processes.index()]
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
         torch.random.set_rng_state(states["cpu"])
         if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _random_state() -> dict[str, Any]:
+    """The states of all global generators of this process."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "cpu": torch.random.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from compresskit.core import processes
 from compresskit.errors import DataError
 from compresskit.train.labelled import Collate, logits_of
+from compresskit.train.teacher_cache import model_digest
 
 
 def cached_logits(teacher: PreTrainedModel, rows: Sequence[Any], collate: Collate, folder: Path) -> Tensor:
@@ -27,7 +29,10 @@ def cached_logits(teacher: PreTrainedModel, rows: Sequence[Any], collate: Collat
         DataError: CK-D024, logits that aren't finite.
     """
     path = folder / f"logits-{_digest(teacher, rows)}.npy"
-    if not path.exists():
+
+    def make() -> None:
+        if path.exists():
+            return
         found = logits_of(teacher, rows, collate).numpy()
         largest = float(np.abs(found).max())
         if not np.isfinite(largest):
@@ -40,16 +45,14 @@ def cached_logits(teacher: PreTrainedModel, rows: Sequence[Any], collate: Collat
         draft = path.with_suffix(".part.npy")
         np.save(draft, found.astype(np.float16 if largest < 6e4 else np.float32))
         os.replace(draft, path)
+
+    processes.lead(make)
     mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     return torch.from_numpy(np.array(mapped, dtype=np.float32))
 
 
 def _digest(teacher: PreTrainedModel, rows: Sequence[Any]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{type(teacher).__name__} {teacher.config.to_json_string()}".encode())
-    for name, tensor in sorted(teacher.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    digest = hashlib.blake2b(model_digest(teacher), digest_size=16)
     for row in rows:
         digest.update(repr(row).encode())
     return digest.hexdigest()

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
 
 from compresskit.calibrate.batches import Row, collate
 from compresskit.checkpoint.plainstate import read_state, write_state
-from compresskit.checkpoint.resume import ResumableTrainer, newest_checkpoint
+from compresskit.core import processes
 from compresskit.core.context import Context
-from compresskit.errors import DataError, ModelError
+from compresskit.errors import DataError
 from compresskit.train.objective import Objective
+from compresskit.train.order import BatchOrder, by_length
 from compresskit.train.teacher_cache import TeacherOutputs
+from compresskit.train.trainer import StudentTrainer, in_bfloat16, training_arguments
 
 SNAPSHOT_EVERY = 25
 """Steps between the weights that training goes back to when the loss stops being a number."""
@@ -40,7 +41,8 @@ class RecoveryOptions:
         steps: optimizer steps; None takes ``epochs``.
         epochs: passes over the texts, where ``steps`` is None.
         lr: peak learning rate of AdamW, reached after ``warmup`` (share of the steps), then falling linearly to 0.
-        batch: texts a step.
+        batch: texts that a process takes at once.
+        accumulation: how often it does so in a step.
         max_length: tokens a text is cut to.
         weight_decay, clip: as in AdamW; the largest norm of the gradient.
         freeze_embeddings: leave embedding tables alone: faster, and most of the quality is elsewhere.
@@ -61,11 +63,12 @@ class RecoveryOptions:
     save_every: int = 250
     freeze: tuple[str, ...] = ()
     bf16: bool = False
+    accumulation: int = 1
 
-
-def in_bfloat16(device: torch.device, enabled: bool) -> torch.autocast:
-    """Inside, products are computed in bfloat16 if ``enabled``."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    @property
+    def texts_a_step(self) -> int:
+        """Of all processes."""
+        return self.batch * self.accumulation * processes.count()
 
 
 LEARNED_FASTER = 10.0
@@ -131,56 +134,53 @@ class Loop:
                     where=f"step {self.good_step} of {steps}",
                     fix="lower lr, or look for texts that make the teacher overflow",
                 ) from None
-        shutil.rmtree(self.folder, ignore_errors=True)
+        processes.lead(lambda: shutil.rmtree(self.folder, ignore_errors=True))
         return list(self.losses.values()), rewinds
 
     def _attempt(self, name: str, start: int, rate: float) -> None:
         """Train from step ``start`` to the end, or from where an earlier process was stopped."""
         folder = self.folder / name
         trainer = _RecoveryTrainer(self, self._arguments(folder, (self.options.steps or 0) - start, rate))
-        # It would print a summary to stdout, which belongs to the caller.
-        trainer.remove_callback(PrinterCallback)
-        checkpoint = _whole(folder)
         self.step = start
-        if checkpoint is not None:
-            self.step += int(checkpoint.name.rpartition("-")[2])
+
+        def notice(done: int) -> None:
+            self.step += done
             self.context.warn(f"training goes on from step {self.step}, where it was interrupted")
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+        trainer.go(folder, notice)
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self._trained().values()):
             raise _NotANumber
 
     def _arguments(self, folder: Path, steps: int, rate: float) -> TrainingArguments:
         options = self.options
-        return TrainingArguments(
-            output_dir=str(folder),
+        return training_arguments(
+            folder,
+            device=self.context.device,
+            batch=options.batch,
+            seed=self.context.seed,
+            save_every=options.save_every if steps > options.save_every else None,
             max_steps=steps,
-            per_device_train_batch_size=options.batch,
+            gradient_accumulation_steps=options.accumulation,
             learning_rate=rate,
             lr_scheduler_type="linear",
             warmup_steps=min(steps - 1, max(1, round(options.warmup * steps))),  # the first of them has lr 0
             weight_decay=options.weight_decay,
             max_grad_norm=options.clip,
-            seed=self.context.seed,
-            train_sampling_strategy="group_by_length",
-            remove_unused_columns=False,
-            save_strategy="steps" if steps > options.save_every else "no",
-            save_steps=options.save_every,
-            save_total_limit=1,
-            eval_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            use_cpu=self.context.device.type == "cpu",
         )
+
+    def order(self) -> BatchOrder:
+        """The batches, of texts of similar length."""
+        lengths = [len(row["input_ids"]) for row in self.rows]
+        draw = by_length(lengths, self.options.batch, self.options.texts_a_step)
+        batches = math.ceil(len(lengths) / self.options.batch)
+        return BatchOrder(draw, batches, self.context.seed, self.options.accumulation)
 
     def autocast(self) -> torch.autocast:
         """Products in bfloat16 inside, where the options ask for it."""
         return in_bfloat16(self.student.device, self.options.bf16)
 
-    def observe(self, loss: Tensor) -> None:
+    def observe(self, value: float) -> None:
         """Note the loss of a step; weights that gave a number are good ones."""
-        value = float(loss.detach())
         if not math.isfinite(value):
             raise _NotANumber
         if self.step % SNAPSHOT_EVERY == 0 or not self.good:
@@ -211,42 +211,22 @@ class Loop:
         self.losses = {step: loss for step, loss in self.losses.items() if step < self.good_step}
 
 
-def _whole(folder: Path) -> Path | None:
-    """The newest whole checkpoint in ``folder``, or None."""
-    if not any(folder.glob("checkpoint-*")):
-        return None
-    try:
-        return newest_checkpoint(folder)
-    except ModelError:
-        return None
-
-
-class _Texts(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows with their numbers, by which the teacher's outputs are found."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        return {**self.rows[number], "number": number}
-
-
-class _RecoveryTrainer(ResumableTrainer):
+class _RecoveryTrainer(StudentTrainer):
     """The student in evaluation mode (dropout would only blur what it is compared with) against stored outputs."""
 
     def __init__(self, loop: Loop, arguments: TrainingArguments) -> None:
         self.loop = loop
-        super().__init__(
-            model=loop.student, args=arguments, train_dataset=_Texts(loop.rows), data_collator=self._collate
-        )
+        super().__init__(loop.student, arguments, loop.order(), len(loop.rows), self._collate)
 
-    def _collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        numbers = [item["number"] for item in items]
-        rows = [{name: value for name, value in item.items() if name != "number"} for item in items]
+    def _collate(self, numbers: list[int]) -> dict[str, Any]:
+        rows = [self.loop.rows[number] for number in numbers]
         return {**collate(rows, self.loop.fill), "numbers": torch.tensor(numbers)}
+
+    def observe(self, loss: float) -> None:
+        self.loop.observe(loss)
+
+    def more_parameters(self) -> Sequence[Tensor]:
+        return [] if self.loop.learned is None else list(self.loop.learned.parameters())
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None
@@ -272,10 +252,6 @@ class _RecoveryTrainer(ResumableTrainer):
         with self.loop.autocast():
             targets = self.loop.source.of(inputs["numbers"].tolist(), batch)
         on_device = {name: tensor.to(student.device) for name, tensor in targets.items()}
-        if self.loop.learned is not None:
-            self.loop.learned.zero_grad()  # Trainer clears the gradients of its model alone
         # Not Trainer's own: it would leave the student's forward wrapped.
         with self.loop.autocast():
-            loss = self.loop.objective.loss(student, batch, on_device)
-        self.loop.observe(loss)
-        return loss
+            return self.loop.objective.loss(student, batch, on_device)

@@ -21,7 +21,8 @@ class Training(Compressor):
     steps: int | None = Field(None, ge=1, le=10_000_000, description="optimizer steps; wins over epochs")
     epochs: float | None = Field(None, gt=0, le=1000, description="passes over the texts")
     lr: float = Field(1e-4, gt=0, le=1, description="peak learning rate of AdamW")
-    batch: int = Field(32, ge=1, le=65_536, description="texts a step")
+    batch: int = Field(32, ge=1, le=65_536, description="texts that a process takes at once")
+    accumulation: int = Field(1, ge=1, le=65_536, description="batches whose gradients are added up for a step")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps in which the learning rate rises")
     max_length: int = Field(64, ge=2, le=131_072, description="tokens a text is cut to")
     texts: int = Field(4096, ge=1, le=100_000, description="built-in texts, where the run has no texts of its own")
@@ -42,6 +43,7 @@ def training_options(method: Training) -> RecoveryOptions:
         epochs=method.epochs or 1.0,
         lr=method.lr,
         batch=method.batch,
+        accumulation=method.accumulation,
         max_length=method.max_length,
         warmup=method.warmup,
         freeze_embeddings=method.freeze_embeddings,

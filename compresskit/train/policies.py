@@ -32,8 +32,19 @@ class Policy(Protocol):
         """Temperatures for logits (N, C); ``progress`` is the share of training that is done."""
         ...
 
+    def learned(self) -> list[Tensor]:
+        """What it learns, each with the gradient that it waits with until the next call."""
+        ...
 
-class _Unprepared:
+
+class _Unlearned:
+    """A policy that learns nothing."""
+
+    def learned(self) -> list[Tensor]:
+        return []
+
+
+class _Unprepared(_Unlearned):
     """A policy that needs to know nothing beforehand."""
 
     def prepare(self, targets: Tensor, mask: Tensor | None = None) -> Any:
@@ -57,7 +68,7 @@ class Fixed(_Unprepared):
 
 
 @dataclass(frozen=True)
-class Exponential:
+class Exponential(_Unlearned):
     """T = 1 + mu · exp(-k · H) of the target's entropy H (DTR).
 
     Args:
@@ -162,6 +173,9 @@ class Curriculum(_Unprepared):
         found = (self.lowest + self.width * reversed_value.sigmoid()).to(teacher.device) * _ones(teacher)
         return found, found
 
+    def learned(self) -> list[Tensor]:
+        return [self.value]
+
 
 POLICIES: dict[str, Callable[..., Policy]] = {
     "exp": Exponential,
@@ -175,7 +189,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 
 
 @dataclass(frozen=True)
-class BySoftness:
+class BySoftness(_Unlearned):
     """Our default: ``range`` where the teacher is soft, ``exp`` where it is sharp.
 
     ``exp`` can only soften. A teacher of noisy labels is too soft already; its targets have to be hardened.

@@ -16,18 +16,18 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.batches import Row, collate, encode, padding
-from compresskit.core import anatomy
+from compresskit.core import anatomy, processes
 from compresskit.core.context import Context
 from compresskit.errors import DataError, ModelError, RecipeError
-from compresskit.train.loop import Loop, RecoveryOptions, in_bfloat16
+from compresskit.train.loop import Loop, RecoveryOptions
 from compresskit.train.objective import Objective
 from compresskit.train.teacher_cache import TeacherOutputs, cache_key, teacher_outputs
+from compresskit.train.trainer import in_bfloat16, kept_config, kept_randomness
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,15 @@ def recover(
         RecipeError: CK-R034 for a ``freeze`` pattern that matches nothing.
     """
     rows = encode(texts, context.tokenizer, student, options.max_length, warn=context.warn)
-    steps = options.steps if options.steps is not None else math.ceil(options.epochs * len(rows) / options.batch)
-    needed = min(len(rows), steps * options.batch)
+    steps = options.steps if options.steps is not None else math.ceil(options.epochs * len(rows) / options.texts_a_step)
+    needed = min(len(rows), steps * options.texts_a_step)
     rows = _chosen(rows, needed, context.seed)
     options = replace(options, steps=steps)
-    with _kept_randomness(), _scratch(context) as folder:
+    with kept_randomness(), kept_config(student), _scratch(context) as folder:
         source = _teach(student, context, objective, rows, folder, teacher, bf16=options.bf16)
-        place = folder / f"recovery-{_digest(student, objective, rows, f'{context.seed} {options!r}')}"
+        processes.synchronise(student)
+        settings = f"{context.seed} {options!r} {processes.count()}"
+        place = folder / f"recovery-{_digest(student, objective, rows, settings)}"
         with _trainable(student, options) as trained:
             loop = Loop(student, context, objective, source, rows, padding(context.tokenizer), place, options)
             losses, rewinds = loop.train()
@@ -125,7 +127,8 @@ def _scratch(context: Context) -> Iterator[Path]:
         yield context.work
         return
     with tempfile.TemporaryDirectory(prefix="compresskit-") as folder:
-        yield Path(folder)
+        yield Path(processes.agree(folder))
+        processes.wait()
 
 
 def _chosen(rows: list[Row], count: int, seed: int) -> list[Row]:
@@ -136,22 +139,9 @@ def _chosen(rows: list[Row], count: int, seed: int) -> list[Row]:
 
 
 @contextmanager
-def _kept_randomness() -> Iterator[None]:
-    """``Trainer`` seeds everything: give the states back afterwards."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-
-
-@contextmanager
 def _trainable(model: PreTrainedModel, options: RecoveryOptions) -> Iterator[int]:
     """Inside, the right parameters are trainable, in float32; afterwards flags and types are as before."""
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    cached = vars(model.config).get("use_cache")
     frozen = _frozen(model, options)
     try:
         chosen = []
@@ -171,7 +161,6 @@ def _trainable(model: PreTrainedModel, options: RecoveryOptions) -> Iterator[int
         for name, parameter in model.named_parameters():
             parameter.grad = None
             parameter.requires_grad_(flags[name])
-        _restore_use_cache(model, cached)
         model.eval()
 
 
@@ -196,14 +185,6 @@ def _in_float32(model: PreTrainedModel, types: set[torch.dtype]) -> Iterator[Non
         nn.Module.to(model, half)
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             tensor.data = kept[name] if name in kept else trained[name].to(before[name])
-
-
-def _restore_use_cache(model: PreTrainedModel, value: bool | None) -> None:
-    """``Trainer`` writes ``use_cache`` into the config, which is saved with the model."""
-    if value is not None:
-        model.config.use_cache = value
-    else:
-        vars(model.config).pop("use_cache", None)
 
 
 def _frozen(model: PreTrainedModel, options: RecoveryOptions) -> set[str]:

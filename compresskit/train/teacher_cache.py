@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from compresskit.calibrate.batches import Row, collate
 from compresskit.calibrate.forward import evaluating
 from compresskit.calibrate.outputs import result_mask
+from compresskit.core import processes
 from compresskit.core.context import Batch
 from compresskit.errors import DataError
 from compresskit.train.objective import Objective
@@ -103,16 +104,21 @@ def teacher_outputs(
         * (sum(tokens) // tokens[0] if _by_token(objective, name, value) else len(rows))
         for name, value in first.items()
     )
-    if size > min(limit, shutil.disk_usage(_existing(folder)).free // 2):
+    if processes.agree(size > min(limit, shutil.disk_usage(_existing(folder)).free // 2)):
         return LiveOutputs(teacher, objective)
     key = cache_key(teacher, objective, rows)
     place = folder / f"teacher-{key}"
-    if not (place / "complete.json").is_file():
+
+    def make() -> None:
+        if (place / "complete.json").is_file():
+            return
         if place.exists():
             shutil.rmtree(place)
         place.mkdir(parents=True)
         with evaluating(teacher):
             _fill(teacher, objective, rows, tokens, place, fill, progress)
+
+    processes.lead(make)
     return _open(place)
 
 
@@ -211,11 +217,17 @@ def _open(place: Path) -> CachedOutputs:
 
 def cache_key(teacher: PreTrainedModel, objective: Objective, rows: Sequence[Row]) -> str:
     """A digest of the teacher's class, config and weights, of the objective, and of the tokens."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{type(teacher).__name__} {objective.key()} {teacher.config.to_json_string()}".encode())
-    for name, tensor in sorted(teacher.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    digest = hashlib.blake2b(objective.key().encode(), digest_size=16)
+    digest.update(model_digest(teacher))
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def model_digest(model: PreTrainedModel) -> bytes:
+    """A digest of the model's class, config and weights."""
+    digest = hashlib.blake2b(f"{type(model).__name__} {model.config.to_json_string()}".encode(), digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.digest()

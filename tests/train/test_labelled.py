@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ from compresskit.models.settings import PCNNConfig
 from compresskit.tasks.relation_extraction import Vocabulary, collate_relations, read_instances, relation_numbers
 from compresskit.train.labelled import FitOptions, Labelled, fit, logits_of, orders
 from compresskit.train.logits_cache import cached_logits
-from compresskit.train.policies import Exponential
+from compresskit.train.policies import Curriculum, Exponential
+from tests.children import forked, statuses
 from tests.tasks.relation_extraction.examples import RELATIONS, records, write
 
 
@@ -101,19 +104,89 @@ def test_targets_must_fit(data: Labelled) -> None:
         assert caught.value.code == "CK-D065"
 
 
-class _Broken(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.full((3,), torch.inf))
-
-    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.weight * torch.zeros(len(input_ids), 3))
-
-
 def test_a_loss_that_is_no_number(data: Labelled) -> None:
+    student = model()
+    with torch.no_grad():
+        student.classifier.bias += torch.inf
     with pytest.raises(DataError) as caught:
-        fit(_Broken(), data, FitOptions(epochs=1))
+        fit(student, data, FitOptions(epochs=1))
     assert caught.value.code == "CK-D022"
+
+
+def test_training_stops_when_nothing_gets_better(data: Labelled) -> None:
+    scores = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.2, 0.9])
+    seen: list[tuple[float, str]] = []
+    student = model()
+    options = FitOptions(epochs=7, batch=16, patience=2)
+    done = fit(student, data, options, score=lambda _: next(scores), progress=lambda *what: seen.append(what))
+    assert (len(done.losses), done.best) == (6, 3), "an equal score counts as a better one"
+    assert seen[-1][0] == 1.0
+
+
+def test_a_step_of_two_batches_is_a_step_of_one_twice_as_large(data: Labelled) -> None:
+    whole, parts = model(), model()
+    for student in (whole, parts):
+        student.config.classifier_dropout = 0.0
+        student.dropout.p = 0.0
+    equal = Labelled(data.rows, data.labels, data.collate, lambda _: 1)
+    fit(whole, equal, FitOptions(epochs=1, batch=48))
+    fit(parts, equal, FitOptions(epochs=1, batch=24, accumulation=2))
+    for left, right in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(left, right, atol=1e-4)
+
+
+def test_training_in_bfloat16_leaves_float32(data: Labelled) -> None:
+    exact, rounded = model(), model()
+    losses = [
+        fit(student, data, FitOptions(epochs=1, batch=8, bf16=bf16)).losses[0]
+        for student, bf16 in ((exact, False), (rounded, True))
+    ]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert {parameter.dtype for parameter in rounded.parameters()} == {torch.float32}
+
+
+SECOND = 0.04
+"""What the score asks of the weights; see `_best_at_second`."""
+
+TARGETS = 3 * torch.randn(48, 3, generator=torch.Generator().manual_seed(1))
+
+
+def _train(data: Labelled, folder: Path | None, warn: Any = None, **more: Any) -> Any:
+    """Three epochs of six steps with dropout, a learned temperature, and scores of which the second is the best."""
+    student = model()
+    options = FitOptions(epochs=3, batch=8, lr=1e-2, save_every=5, **more)
+    done = fit(
+        student, data, options, targets=TARGETS, policy=Curriculum(), score=_best_at_second, folder=folder, warn=warn
+    )
+    return student, done
+
+
+def _best_at_second(student: Any) -> float:
+    """The second epoch's weights score best, whoever asks, and when."""
+    return -abs(float(student.classifier.bias.detach().abs().sum()) - SECOND)
+
+
+def test_killed_training_goes_on_and_ends_bit_equal(data: Labelled, tmp_path: Path) -> None:
+    whole, expected = _train(data, None)
+    last = random.randrange(6, 18)
+    calls = iter(range(1, 100))
+
+    def collate(items: Any) -> Any:
+        if next(calls) > last:  # no batch is put together before its step
+            os.kill(os.getpid(), signal.SIGKILL)
+        return data.collate(items)
+
+    mortal = Labelled(data.rows, data.labels, collate, data.length)
+    assert statuses([forked(lambda: _train(mortal, tmp_path / "work"))]) == [-signal.SIGKILL]
+    assert list((tmp_path / "work").glob("labelled-*/checkpoint-*"))
+    notes: list[str] = []
+    resumed, done = _train(data, tmp_path / "work", notes.append)
+    assert done == expected, f"killed at batch {last}"
+    assert "goes on from step" in notes[0]
+    for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(left, right), f"killed at batch {last}"
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_logits_are_kept_and_found_again(data: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

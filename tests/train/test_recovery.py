@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from compresskit.train.losses import similarity_loss
 from compresskit.train.objective import EmbeddingObjective, Objective, ResponseObjective, Targets
 from compresskit.train.recovery import recover
 from tests import models
+from tests.children import forked, statuses
 
 WORDS = sorted(word for word in models.vocabulary() if word.isalpha() and len(word) > 2)
 TEXTS = [" ".join(random.Random(seed).choices(WORDS, k=4 + seed % 9)) for seed in range(64)]
@@ -303,12 +306,8 @@ def test_without_a_scratch_folder_none_is_left(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-class Killed(Exception):
-    """Stands for a process that ends in the middle."""
-
-
 class Mortal(EmbeddingObjective):
-    """Dies at the step ``last``."""
+    """Kills its process after the step ``last``."""
 
     last: int = 10**9
     step: int = 0
@@ -316,35 +315,41 @@ class Mortal(EmbeddingObjective):
     def loss(self, student: PreTrainedModel, batch: Batch, targets: Targets) -> Tensor:
         self.step += 1
         if self.step > self.last:
-            raise Killed
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().loss(student, batch, targets)
 
 
-def test_interrupted_training_goes_on_and_ends_bit_equal(tmp_path: Path) -> None:
-    options = replace(OPTIONS, steps=7, save_every=2)
-    whole = damage(models.tiny("bert"))
-    recover(whole, context_for(models.tiny("bert"), tmp_path / "whole"), Mortal(), TEXTS, options)
+def kill(last: int, folder: Path, options: RecoveryOptions) -> None:
+    """Train in a child until it is killed after step ``last``."""
     objective = Mortal()
-    objective.last = 5
-    work = tmp_path / "stopped"
-    with pytest.raises(Killed):
-        recover(damage(models.tiny("bert")), context_for(models.tiny("bert"), work), objective, TEXTS, options)
+    objective.last = last
+
+    def train() -> None:
+        recover(damage(models.tiny("bert")), context_for(models.tiny("bert"), folder), objective, TEXTS, options)
+
+    assert statuses([forked(train)]) == [-signal.SIGKILL]
+
+
+def test_killed_training_goes_on_and_ends_bit_equal(tmp_path: Path) -> None:
+    # Four steps are a pass over the texts: it is killed in the first, second or third.
+    options = replace(OPTIONS, steps=10, save_every=3)
+    whole, work = damage(models.tiny("bert")), tmp_path / "work"
+    recover(whole, context_for(models.tiny("bert"), work), Mortal(), TEXTS, replace(options, save_every=100))
+    last = random.randrange(3, 10)
+    kill(last, work, options)
     notes: list[str] = []
     resumed, again = damage(models.tiny("bert")), Mortal()
     recover(resumed, context_for(models.tiny("bert"), work, warn=notes.append), again, TEXTS, options)
-    assert again.step == 3
-    assert "step 4" in notes[0]
+    assert again.step == 10 - last // 3 * 3
+    assert f"step {last // 3 * 3}," in notes[0]
     for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(left, right)
+        assert torch.equal(left, right), f"killed after step {last}"
     assert not list(work.glob("recovery-*"))
 
 
 def test_a_student_of_other_weights_starts_anew(tmp_path: Path) -> None:
     options = replace(OPTIONS, steps=5, save_every=2)
-    objective = Mortal()
-    objective.last = 3
-    with pytest.raises(Killed):
-        recover(damage(models.tiny("bert")), context_for(models.tiny("bert"), tmp_path), objective, TEXTS, options)
+    kill(3, tmp_path, options)
     other = Mortal()
     recover(damage(models.tiny("bert"), 0.04), context_for(models.tiny("bert"), tmp_path), other, TEXTS, options)
     assert other.step == 5

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -94,7 +95,14 @@ class MiDTD(Compressor):
     generations: int = Field(1, ge=1, le=10, description="how often a trained student teaches the next (the paper: 1)")
     epochs: int = Field(10, ge=1, le=1000, description="passes over the rows; the best one on `dev` is kept")
     lr: float = Field(2e-3, gt=0, le=1, description="learning rate of Adam")
-    batch: int = Field(64, ge=1, le=65_536, description="rows a step")
+    batch: int = Field(64, ge=1, le=65_536, description="rows that a process takes at once")
+    accumulation: int = Field(1, ge=1, le=65_536, description="batches whose gradients are added up for a step")
+    patience: int | None = Field(
+        None, ge=1, le=1000, description="epochs without a better score on `dev` after which training stops"
+    )
+    bf16: bool = Field(
+        False, description="compute products in bfloat16, faster where the processor has it; weights stay float32"
+    )
     max_length: int = Field(128, ge=2, le=131_072, description="tokens a row is cut to")
 
     @model_validator(mode="after")
@@ -178,6 +186,9 @@ class MiDTD(Compressor):
             epochs=self.epochs,
             lr=self.lr,
             batch=self.batch,
+            accumulation=self.accumulation,
+            patience=self.patience,
+            bf16=self.bf16,
             alpha=self.setting("alpha"),
             squared=self.squared,
             seed=context.seed + number,
@@ -185,7 +196,15 @@ class MiDTD(Compressor):
         score = None if dev is None else _accuracy(dev)
         with torch.enable_grad():
             done = fit(
-                model, train.data, options, targets=targets, policy=policy, score=score, progress=context.progress
+                model,
+                train.data,
+                options,
+                targets=targets,
+                policy=policy,
+                score=score,
+                progress=context.progress,
+                warn=context.warn,
+                folder=None if context.work == Path() else context.work / "midtd",
             )
         with torch.no_grad():
             teacher, _ = policy(targets, targets)
