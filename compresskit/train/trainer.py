@@ -148,8 +148,9 @@ class StudentTrainer(ResumableTrainer):
             whole = processes.mean(torch.stack(self._losses).sum())
             self._losses = []
             self.observe(float(whole))
-            trained = [item for item in self._plain_model().parameters() if item.requires_grad]
-            processes.average([*trained, *self.more_parameters()])
+            if processes.count() > 1:
+                trained = [item for item in self._plain_model().parameters() if item.requires_grad]
+                processes.average([*trained, *self.more_parameters()])
         return loss
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
