@@ -139,7 +139,7 @@ def _exported(baseline: Subject, subjects: list[Subject], scratch: Path, missing
     target = scratch / "exported" / "model.onnx"
     try:
         source = open_source(baseline.path)
-        export_onnx(
+        report = export_onnx(
             source.load_model(dtype="float32"),
             target,
             tokenizer=source.load_tokenizer(),
@@ -148,7 +148,7 @@ def _exported(baseline: Subject, subjects: list[Subject], scratch: Path, missing
     except CompressKitError as error:
         missing.append(NotMeasured(what=what, why=error.what))
         return []
-    exported = onnx_subject(target, "onnxruntime")
+    exported = onnx_subject(report.path, "onnxruntime")
     name = f"{baseline.label} (onnxruntime float32)"
     # Exporting again gives other bytes, and the same model: a resumed run goes by the source.
     fingerprint = f"exported from {baseline.fingerprint}"

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.bench.engines import NAMES, is_engine
-from compresskit.bench.engines.onnxruntime_engine import step_file
+from compresskit.bench.engines.onnxruntime_engine import decoder_files, step_file
 from compresskit.checkpoint.files import hash_file, printable
 from compresskit.checkpoint.source import open_source
 from compresskit.errors import UsageError
 
 _ONNX, _OPENVINO = ".onnx", ".xml"
-_EXPORTED = ("onnx/model.onnx", "model.onnx")
+_EXPORTED = ("onnx/model.onnx", "model.onnx", "onnx/encoder_model.onnx", "encoder_model.onnx")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "config.json")
 _GENERATIVE = ("ForCausalLM", "LMHeadModel")
 
@@ -131,7 +131,7 @@ def onnx_subject(path: Path, engine: str) -> Subject:
     """An ONNX file (or OpenVINO's own) with what lies beside it: weights, the decoder's second file, the tokenizer."""
     if not path.is_file():
         raise UsageError("CK-B002", f"there is no file {printable(path)}", fix="make it with `compresskit export`")
-    parts = [path, path.with_name(f"{path.name}.data"), step_file(path)]
+    parts = [path, path.with_name(f"{path.name}.data"), step_file(path), *decoder_files(path)]
     if path.suffix == _OPENVINO:
         parts = [path, path.with_suffix(".bin")]
     parts = [part for part in parts if part.is_file()]

@@ -20,13 +20,17 @@ _MOST_OPERATORS = 8
 
 def export(
     checkpoint: Annotated[str, typer.Argument(help="a folder, a hub id, or pkg:NAME")],
-    onnx: Annotated[Path, typer.Option("--onnx", help="the file to write; decoders get a second one beside it")],
+    onnx: Annotated[Path, typer.Option("--onnx", help="the file to write; models that write text get more beside it")],
     pooling: Annotated[
         bool | None,
         typer.Option(
             "--pooling/--no-pooling", help="sentence embeddings in the graph; default: as the checkpoint says"
         ),
     ] = None,
+    cache: Annotated[
+        bool,
+        typer.Option("--cache/--no-cache", help="models that write text: files that go on from a cache, or one graph"),
+    ] = True,
     profile: Annotated[
         str, typer.Option("--profile", help="fast: for ONNX Runtime; portable: int8 weights, float products")
     ] = "fast",
@@ -49,6 +53,7 @@ def export(
             tokenizer=source.load_tokenizer(),
             sentence_transformer=source.sentence_transformer,
             pooling=pooling,
+            cache=cache,
             profile=profile,  # type: ignore[arg-type]
             opset=opset,
             progress=progress,

@@ -16,9 +16,11 @@ _LONG = 192
 _TEXTS, _TEXT_LENGTH = 32, 64
 
 
-def forward_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, dict[str, Tensor]]:
-    """Batches by name for a graph without a cache."""
-    names = input_names(model, tokenizer)
+def forward_batches(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, names: list[str] | None = None
+) -> dict[str, dict[str, Tensor]]:
+    """Batches by name for a graph without a cache; of the inputs ``names``, by default all that the model takes."""
+    names = input_names(model, tokenizer) if names is None else names
     long = min(longest_input(model, tokenizer), _LONG)
     found = {
         "one token": sample_inputs(model, names, 1, 1, seed=1),

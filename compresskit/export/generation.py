@@ -45,7 +45,7 @@ def decode_task(model: PreTrainedModel) -> Task:
     inputs: dict[str, Dimensions] = {"input_ids": (BATCH, None), "attention_mask": (BATCH, TOTAL)}
     outputs = {"logits": (BATCH, None, None), **_cache_names("present", layers, TOTAL)}
     inputs.update(_cache_names("past_key_values", layers, PAST))
-    return Task(STEP, module, sample, inputs, outputs, _renamed(layers))
+    return Task(STEP, module, sample, inputs, outputs, _renamed(layers), step=True)
 
 
 def decode_inputs(
@@ -75,7 +75,8 @@ class _Layer(DynamicLayer):
         return 0 if self.keys is None else self.keys.shape[-2]
 
 
-def _empty_cache() -> DynamicCache:
+def empty_cache() -> DynamicCache:
+    """A cache whose growth can be traced."""
     cache = DynamicCache()
     cache.layer_class_to_replicate = _Layer
     return cache
@@ -89,7 +90,7 @@ class _Prefill(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         more = positions(self.model, attention_mask)
         result = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, past_key_values=_empty_cache(), use_cache=True, **more
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=empty_cache(), use_cache=True, **more
         )
         return _with_cache(result.logits, result.past_key_values)
 
@@ -102,7 +103,7 @@ class _Decode(nn.Module):
         self.model, self.config = model, model.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
-        cache = _empty_cache()
+        cache = empty_cache()
         for index in range(len(past) // 2):
             cache.update(past[f"past_key_{index}"], past[f"past_value_{index}"], index)
         more = positions(self.model, attention_mask, input_ids.shape[1])
@@ -122,7 +123,7 @@ def _with_cache(logits: Tensor, cache: DynamicCache) -> dict[str, Tensor]:
 @torch.no_grad()
 def _cache_of(model: PreTrainedModel, prompt: dict[str, Tensor]) -> DynamicCache:
     more = positions(model, prompt["attention_mask"])
-    cache: DynamicCache = model(**prompt, **more, past_key_values=_empty_cache(), use_cache=True).past_key_values
+    cache: DynamicCache = model(**prompt, **more, past_key_values=empty_cache(), use_cache=True).past_key_values
     return cache
 
 

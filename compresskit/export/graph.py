@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compresskit.calibrate.outputs import pool
 
-BATCH, SEQUENCE, DECODER, PAST, TOTAL = "batch", "sequence", "decoder_sequence", "past_sequence", "total_sequence"
+BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past_sequence", "total_sequence"
+ENCODER, DECODER = "encoder_sequence", "decoder_sequence"
 SAMPLE_BATCH, SAMPLE_LENGTH = 2, 9
 
 ENTITIES = ("head", "tail")
@@ -37,6 +38,7 @@ class Task:
         sample: inputs to trace with.
         inputs, outputs: names in the file with their dimensions, in order.
         renamed: traced name -> name in the file, where a Python identifier can't be the name.
+        step: it decodes one more token from a cache.
     """
 
     name: str
@@ -45,10 +47,18 @@ class Task:
     inputs: dict[str, Dimensions]
     outputs: dict[str, Dimensions]
     renamed: dict[str, str] = field(default_factory=dict)
+    step: bool = False
 
     def feed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``batch`` by the names of the file."""
         return {self.renamed.get(name, name): tensor for name, tensor in batch.items()}
+
+    def mask_of(self, output: str, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The attention mask over the varying tokens of ``output``, bool; None if ``batch`` has none."""
+        for name, dimensions in self.inputs.items():
+            if name.endswith("attention_mask") and dimensions[1] and dimensions[1] in self.outputs[output]:
+                return batch[name].bool()
+        return None
 
     @torch.no_grad()
     def run(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -64,6 +74,11 @@ def accepts(model: PreTrainedModel, name: str) -> bool:
 def is_generative(model: PreTrainedModel) -> bool:
     """Whether the model is a decoder that writes text token by token, with a cache and no encoder."""
     return model.can_generate() and not model.config.is_encoder_decoder
+
+
+def is_seq2seq(model: PreTrainedModel) -> bool:
+    """Whether the model reads with an encoder and writes text token by token with a decoder."""
+    return model.can_generate() and bool(model.config.is_encoder_decoder)
 
 
 def input_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:

@@ -108,35 +108,42 @@ def measure(task: Task, batches: Mapping[str, Mapping[str, Tensor]], run: Any) -
             found = run.run(list(task.outputs), feed)
         except Exception as error:  # see session()
             sizes = ", ".join(f"{key} {list(value.shape)}" for key, value in feed.items())
-            raise _broken(task, name, f"ONNX Runtime: {str(error).splitlines()[0][:300]}", sizes) from error
-        mask = batch["attention_mask"].bool()
+            raise _broken(task.name, name, f"ONNX Runtime: {str(error).splitlines()[0][:300]}", sizes) from error
         for output, array in zip(task.outputs, found, strict=True):
-            cases.append(_compare(task, name, output, expected[output], array, mask))
-            if output == HIDDEN:
+            mask = task.mask_of(output, batch)
+            cases.append(compare(task.name, name, output, expected[output], array, mask))
+            if output == HIDDEN and mask is not None:
                 left, right = (pool(x, mask) for x in (expected[output], torch.from_numpy(array)))
-                cases.append(_compare(task, name, f"mean of {HIDDEN}", left, right.numpy(), mask))
+                cases.append(compare(task.name, name, f"mean of {HIDDEN}", left, right.numpy(), None))
     return cases
 
 
-def _compare(task: Task, name: str, output: str, expected: Tensor, found: np.ndarray, mask: Tensor) -> Case:
+def compare(
+    graph: str, name: str, output: str, expected: Tensor, found: np.ndarray[Any, Any], mask: Tensor | None
+) -> Case:
+    """One case: what the file ``found`` for an output beside what was ``expected``; tokens outside ``mask`` left out.
+
+    Raises:
+        ExportError: CK-X006, another shape, or what isn't finite.
+    """
     got = torch.from_numpy(np.asarray(found))
     if got.shape != expected.shape:
-        raise _broken(task, name, f"shape {list(got.shape)} instead of {list(expected.shape)}", output)
+        raise _broken(graph, name, f"shape {list(got.shape)} instead of {list(expected.shape)}", output)
     left, right = _attended(expected, mask), _attended(got, mask)
     if not bool(right.isfinite().all()):
-        raise _broken(task, name, "values that aren't finite", output)
+        raise _broken(graph, name, "values that aren't finite", output)
     largest = float(left.abs().max()) if left.numel() else 0.0
     difference = float((left - right).abs().max()) if left.numel() else 0.0
     cosine = _cosine(left, right)
     shape = tuple(expected.shape)
-    return Case(
-        task.name, name, output, shape, difference / max(1.0, largest), float(cosine.mean()), float(cosine.min())
-    )
+    return Case(graph, name, output, shape, difference / max(1.0, largest), float(cosine.mean()), float(cosine.min()))
 
 
-def _attended(values: Tensor, mask: Tensor) -> Tensor:
+def _attended(values: Tensor, mask: Tensor | None) -> Tensor:
     """(N, D) float64: real tokens of (B, T, D) and of (B, H, T, D) caches; other shapes as rows."""
     values = values.double()
+    if mask is None:
+        return values.reshape(-1, values.shape[-1])
     if values.dim() == 4 and values.shape[0] == mask.shape[0] and values.shape[2] == mask.shape[1]:
         return values.transpose(1, 2)[mask].flatten(1)
     if values.dim() == 3 and values.shape[:2] == mask.shape:
@@ -177,11 +184,11 @@ def _differs(case: Case, how: str) -> ExportError:
     )
 
 
-def _broken(task: Task, batch: str, why: str, where: str) -> ExportError:
+def _broken(graph: str, batch: str, why: str, where: str) -> ExportError:
     return ExportError(
         "CK-X006",
         "the exported file doesn't run as the model does",
-        where=f"graph {task.name}, batch {batch}: {where}",
+        where=f"graph {graph}, batch {batch}: {where}",
         why=why,
         fix="please report it with the model's name. Nothing was written.",
     )

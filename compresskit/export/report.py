@@ -26,7 +26,7 @@ class ExportReport:
     """The published files and the proof that they compute what the model computes.
 
     Args:
-        path: the main file. graphs: all of them by name.
+        path: the main file, of an encoder-decoder the encoder. graphs: all of them by name.
         files: bytes of everything written, by file name, from stat.
         held_to: float, token or tensor: the rule of the comparison.
         parity: one case per batch and output.
@@ -45,9 +45,9 @@ class ExportReport:
 
     @property
     def bytes(self) -> int:
-        """Of the main graph with its external data, if any."""
-        main = self.path.name
-        return sum(size for name, size in self.files.items() if name in (main, f"{main}.data"))
+        """Of the main graph with its external data, if any; of an encoder and the decoder's first pass together."""
+        main = [graph.file.name for name, graph in self.graphs.items() if "with_past" not in name]
+        return sum(size for name, size in self.files.items() if name.removesuffix(".data") in main)
 
     @property
     def max_difference(self) -> float:

@@ -18,11 +18,12 @@ from compresskit.export import parity
 from compresskit.export.audit import Audit, audit
 from compresskit.export.batches import decode_batches, forward_batches
 from compresskit.export.clean import clean
-from compresskit.export.generation import STEP, decode_task, prefill_task
-from compresskit.export.graph import Task, forward_task, is_generative
+from compresskit.export.generation import decode_task, prefill_task
+from compresskit.export.graph import Task, forward_task, is_generative, is_seq2seq
 from compresskit.export.names import name_all
 from compresskit.export.publish import check_target, publish, staging
 from compresskit.export.report import ExportReport, Graph
+from compresskit.export.seq2seq import ENCODER_FILE, seq2seq_jobs
 from compresskit.export.trace import (
     NEWEST,
     OLDEST,
@@ -34,6 +35,7 @@ from compresskit.export.trace import (
     trace,
     traceable_attention,
 )
+from compresskit.export.writing import check_writing
 
 Progress = Callable[[float, str], None]
 Batches = Mapping[str, Mapping[str, Tensor]]
@@ -49,6 +51,7 @@ def export_onnx(
     tokenizer: PreTrainedTokenizerBase | None = None,
     sentence_transformer: Any = None,
     pooling: bool | None = None,
+    cache: bool = True,
     profile: Profile = "fast",
     opset: int | None = None,
     progress: Progress | None = None,
@@ -57,18 +60,22 @@ def export_onnx(
 
     Inputs are named as the tokenizer's, int64 (batch, sequence); outputs are ``logits``, or ``last_hidden_state`` and
     with pooling ``sentence_embedding``. A decoder gives two files: ``output`` for the prompt, which also gives the
-    cache, and ``decoder_with_past.onnx`` beside it for each further token.
+    cache, and ``decoder_with_past.onnx`` beside it for each further token. An encoder-decoder that writes gives three,
+    in the place of ``output`` and named as Optimum names them: ``encoder_model.onnx``, ``decoder_model.onnx`` for the
+    first token and ``decoder_with_past_model.onnx`` for each further one. Where ``output`` isn't ``model.onnx``, its
+    name stands before theirs.
 
     Args:
         model: in memory, or a checkpoint that is opened together with its tokenizer and sentence-transformers files.
         output: the file; inside a compressed checkpoint its manifest learns of it.
         sentence_transformer: how to pool and whether to normalize.
         pooling: put that into the graph; by default where the checkpoint says how.
+        cache: False makes one graph of a model that writes text, from all ids to all logits.
         profile: ``fast`` integer products for ONNX Runtime; ``portable`` int8 weights, float products.
         opset: of ONNX, 21 to 24; the profile's by default.
 
     Raises:
-        ExportError: CK-X001 to CK-X008; nothing is published then.
+        ExportError: CK-X001 to CK-X008, CK-X013; nothing is published then.
         UsageError: CK-X009, CK-X011.
     """
     began = time.perf_counter()
@@ -88,11 +95,11 @@ def export_onnx(
     cases: list[parity.Case] = []
     made: dict[str, tuple[Path, Task, Audit]] = {}
     with staging(target) as folder, evaluating(model), lowering(profile):
-        jobs = _jobs(model, tokenizer, sentence_transformer, pooling, target)
+        jobs = _jobs(model, tokenizer, sentence_transformer, pooling, cache, target)
         for number, (file, task, batches) in enumerate(jobs):
             begin = number / len(jobs)
             tell(begin, f"trace: {file}")
-            path, stepped = folder / file, profile == "fast" and task.name == STEP
+            path, stepped = folder / file, profile == "fast" and task.step
             with traceable_attention(model), stepping(profile, task):
                 program = trace(task, version)
             clean(program)
@@ -104,6 +111,12 @@ def export_onnx(
             parity.require(found, parity.step_rule(model, held_to) if stepped else held_to)
             cases += found
             made[task.name] = path, task, audit(path, model, task)
+        if ENCODER_FILE in made:
+            sessions = {name: parity.session(path) for name, (path, _, _) in made.items()}
+            held = parity.step_rule(model, held_to) if profile == "fast" else held_to
+            cases.append(check_writing(model, sessions, jobs[0][2]["padded"], held))
+            parity.require(cases[-1:], held)
+            target = target.with_name(jobs[0][0])
         staged = [path for name, _, _ in made.values() for path in sorted(folder.glob(f"{name.name}*"))]
         sizes = {path.name: path.stat().st_size for path in staged}
         tell(0.98, "publish")
@@ -136,11 +149,15 @@ def _jobs(
     tokenizer: PreTrainedTokenizerBase | None,
     sentence_transformer: Any,
     pooling: bool,
+    cache: bool,
     target: Path,
 ) -> list[tuple[str, Task, Batches]]:
     """The files to make: name, graph, batches to check it on."""
-    if is_generative(model):
-        step = "decoder_with_past.onnx" if target.stem == "model" else f"{target.stem}_decoder_with_past.onnx"
+    prefix = "" if target.stem == "model" else f"{target.stem}_"
+    if cache and is_seq2seq(model):
+        return seq2seq_jobs(model, tokenizer, prefix)
+    if cache and is_generative(model):
+        step = f"{prefix}decoder_with_past.onnx"
         prompt = forward_batches(model, tokenizer)
         prompt = {name: {key: batch[key] for key in ("input_ids", "attention_mask")} for name, batch in prompt.items()}
         return [(target.name, prefill_task(model), prompt), (step, decode_task(model), decode_batches(model))]

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from compresskit.checkpoint.quiet import quiet_transformers
 from compresskit.errors import ExportError, UsageError
-from compresskit.export.generation import STEP
 from compresskit.export.graph import Task
 from compresskit.nn.base import exporting
 from compresskit.nn.bitsandbytes_layers import MixedInt8Linear
@@ -192,7 +191,7 @@ def stepping(profile: Profile, task: Task) -> Iterator[None]:
     Decoding reads each weight once a token: the codes must never be unpacked to floats, the output head's least.
     """
     with contextlib.ExitStack() as stack:
-        if profile == "fast" and task.name == STEP:
+        if profile == "fast" and task.step:
             stack.enter_context(_swapped(Int8Linear, "nodes", Int8Linear.step_onnx))
             stack.enter_context(_swapped(QuantizedHead, "nodes", QuantizedHead.step_onnx))
             stack.enter_context(_swapped(PackedLinear, "accuracy_level", 4))

@@ -83,7 +83,7 @@ def _export(folder: Path, source: Source, profile: str) -> dict[str, Any]:
     )
     content = report.to_dict()
     del content["parity"]["cases"]
-    return {**content, "output": "onnx/model.onnx"}
+    return {**content, "output": f"onnx/{report.path.name}"}
 
 
 def _measured(result: Result, source: Source, folder: Path, recipe: Recipe) -> dict[str, Measured]:

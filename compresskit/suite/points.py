@@ -11,6 +11,7 @@ from typing import Any
 from compresskit.checkpoint.load import load_model
 from compresskit.checkpoint.source import Source
 from compresskit.export import export_onnx
+from compresskit.export.seq2seq import ENCODER_FILE
 from compresskit.pipeline import Options, apply
 from compresskit.recipe import Recipe
 from compresskit.suite.peers.base import put_beside
@@ -76,14 +77,14 @@ def export_for(engines: Sequence[str], checkpoint: Path, source: Source, folder:
             continue
         home = folder / engine
         put_beside(source.path, home)
-        export_onnx(
+        report = export_onnx(
             load_model(checkpoint),
             home / _MODEL,
             tokenizer=source.load_tokenizer(),
             sentence_transformer=source.sentence_transformer,
             profile=_PROFILES[engine],  # type: ignore[arg-type]
         )
-        specs[engine] = f"{engine}={home / _MODEL}"
+        specs[engine] = f"{engine}={report.path}"
     return specs
 
 
@@ -94,15 +95,21 @@ def make_baseline(source: Source, folder: Path, engines: Sequence[str], *, plain
     wanted.setdefault("onnxruntime", "fast")
     for engine, profile in wanted.items():
         home = folder / "fp32" / engine
-        if not (home / _MODEL).is_file():
+        if not _exported(home).is_file():
             _export_source(source, home, profile, opset=None)
-        specs[engine] = f"{engine}={home / _MODEL}"
+        specs[engine] = f"{engine}={_exported(home)}"
     if plain:
         home = folder / "fp32" / "plain"
         if not (home / _MODEL).is_file():
             _export_source(source, home, "fast", opset=21)
         specs["plain"] = str(home / _MODEL)
     return specs
+
+
+def _exported(home: Path) -> Path:
+    """The main file of an export into ``home``: of an encoder-decoder the encoder."""
+    encoder = home / f"{ENCODER_FILE}.onnx"
+    return encoder if encoder.is_file() else home / _MODEL
 
 
 def _export_source(source: Source, home: Path, profile: str, *, opset: int | None) -> None:

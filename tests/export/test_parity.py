@@ -28,7 +28,8 @@ class Runtime:
 
 
 BATCH = {"x": torch.randn(2, 5, 8), "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])}
-TASK = Task("t", Doubled(), BATCH, {}, {"y": ("batch", "sequence", None)})
+INPUTS = {"x": ("batch", "sequence", None), "attention_mask": ("batch", "sequence")}
+TASK = Task("t", Doubled(), BATCH, INPUTS, {"y": ("batch", "sequence", None)})
 
 
 def test_only_real_tokens_count() -> None:

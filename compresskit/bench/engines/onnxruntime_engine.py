@@ -1,4 +1,4 @@
-"""ONNX Runtime: one file, or the two of a decoder."""
+"""ONNX Runtime: one file, the two of a decoder, or an encoder with its decoder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from compresskit.bench.engines.base import Arrays, Decoding, Engine, Settings, c
 
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 _CACHE, _PRESENT = "past_key_values.", "present."
+_ENCODER = "encoder_model.onnx"
+_READ, _WRITTEN = ("input_ids", "attention_mask"), "decoder_input_ids"
 
 
 def step_file(path: Path) -> Path:
@@ -18,8 +20,19 @@ def step_file(path: Path) -> Path:
     return path.with_name("decoder_with_past.onnx" if path.stem == "model" else f"{path.stem}_decoder_with_past.onnx")
 
 
+def decoder_files(path: Path) -> list[Path]:
+    """Where `compresskit export` puts the decoder's files of the encoder ``path``: the first pass, and the step."""
+    if not path.name.endswith(_ENCODER):
+        return []
+    prefix = path.name.removesuffix(_ENCODER)
+    return [path.with_name(f"{prefix}{name}.onnx") for name in ("decoder_model", "decoder_with_past_model")]
+
+
 class OnnxRuntimeEngine(Engine):
-    """A session at full optimization; a second one for further tokens is opened when it is first needed."""
+    """A session at full optimization; a second one for further tokens is opened when it is first needed.
+
+    An encoder whose decoder lies beside it runs together with the decoder's first pass.
+    """
 
     name = "onnxruntime"
     package = "onnxruntime"
@@ -34,6 +47,8 @@ class OnnxRuntimeEngine(Engine):
         if settings.device == "cuda" and wanted[0] not in self._ort.get_available_providers():
             raise cannot_run("onnxruntime", "this build has no CUDA provider", "install onnxruntime-gpu")
         self.session = self._open(path)
+        decoders = [file for file in decoder_files(path)[:1] if file.is_file()]
+        self._decoder = self._open(decoders[0]) if decoders else None
 
     def _open(self, path: Path) -> Any:
         options = self._ort.SessionOptions()
@@ -47,7 +62,8 @@ class OnnxRuntimeEngine(Engine):
 
     @property
     def inputs(self) -> frozenset[str]:
-        return frozenset(item.name for item in self.session.get_inputs())
+        found = frozenset(item.name for item in self.session.get_inputs())
+        return found if self._decoder is None else found | {_WRITTEN}
 
     def prepare(self, batch: Arrays) -> dict[str, np.ndarray]:
         found = {name: array for name, array in batch.items() if name in self.inputs}
@@ -59,11 +75,16 @@ class OnnxRuntimeEngine(Engine):
         return found
 
     def call(self, prepared: dict[str, np.ndarray]) -> list[Any]:
-        found: list[Any] = self.session.run(None, prepared)
+        if self._decoder is None:
+            found: list[Any] = self.session.run(None, prepared)
+            return found
+        (states,) = self.session.run(None, {name: prepared[name] for name in _READ})
+        feed = {"input_ids": prepared[_WRITTEN], "encoder_attention_mask": prepared[_READ[1]]}
+        found = self._decoder.run(None, {**feed, "encoder_hidden_states": states})
         return found
 
     def arrays(self, outputs: list[Any]) -> dict[str, np.ndarray]:
-        names = (item.name for item in self.session.get_outputs())
+        names = (item.name for item in (self._decoder or self.session).get_outputs())
         return {name: array for name, array in zip(names, outputs, strict=True) if not name.startswith(_PRESENT)}
 
     def begin(self, prepared: dict[str, np.ndarray], new_tokens: int) -> Decoding:
