@@ -33,12 +33,17 @@ def apply(
     quiet: option.Quiet = False,
     json: option.Json = False,
 ) -> None:
-    """Run a recipe on a checkpoint: save, reopen in a fresh process, and print what was measured."""
+    """Run a recipe on a checkpoint: save, reopen in a fresh process, and print what was measured.
+
+    Under torchrun or accelerate launch several processes train together, and the first one writes and prints.
+    """
     from compresskit import pipeline, registry
     from compresskit.cli._view import plan_view, result_view
+    from compresskit.core import processes
 
     registry.load_plugins(plugin or [])
-    out = Output(json=json, quiet=quiet)
+    processes.start(device)
+    out = Output(json=json, quiet=quiet or not processes.is_first())
     options = pipeline.Options(
         overwrite=overwrite,
         resume=resume,
@@ -59,7 +64,8 @@ def apply(
         saved, content = None, recipe
     if dry_run:
         made = pipeline.plan(model, content, options=options)
-        out.result(made.to_dict(), plan_view(made.to_dict()))
+        if processes.is_first():
+            out.result(made.to_dict(), plan_view(made.to_dict()))
         return
     if output is None:
         raise UsageError("CK-U015", "no output folder given", fix="add --output DIR, or --dry-run to see the plan")
@@ -69,4 +75,6 @@ def apply(
             progress=progress,
         )
         result = pipeline.apply(model, content, output, options=options, listener=listener, expected=saved)
-    out.result(result.to_dict(), result_view(result.to_dict()))
+    if processes.is_first():
+        out.result(result.to_dict(), result_view(result.to_dict()))
+    processes.stop()

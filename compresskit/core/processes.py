@@ -45,6 +45,15 @@ def start(device: str = "cpu") -> None:
     _joined = True
 
 
+def stop() -> None:
+    """Leave the others, when all have come here."""
+    global _joined
+    if _joined:
+        wait()
+        distributed.destroy_process_group()
+        _joined = False
+
+
 def count() -> int:
     """How many processes train together."""
     return distributed.get_world_size() if _joined else 1

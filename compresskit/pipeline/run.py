@@ -1,4 +1,7 @@
-"""The order of things: check everything, run the steps, prove the result. The only place that knows it."""
+"""The order of things: check everything, run the steps, prove the result. The only place that knows it.
+
+Several processes (``core.processes``) run the same steps and train together; the first one alone writes.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from compresskit.checkpoint.lock import output_lock
 from compresskit.checkpoint.readback import refuse_absent_values
 from compresskit.checkpoint.save import check_free_space, check_output
 from compresskit.checkpoint.source import Source, open_source
+from compresskit.core import processes
 from compresskit.core.context import Context
 from compresskit.errors import UsageError
 from compresskit.export.trace import check_profile
@@ -125,8 +129,13 @@ def apply(
     target = None if output is None else Path(output)
     with ExitStack() as stack:
         if target is not None:
-            check_output(target, source=source, overwrite=options.overwrite)
-            stack.enter_context(output_lock(target))
+            place = target
+
+            def take() -> None:
+                check_output(place, source=source, overwrite=options.overwrite)
+                stack.enter_context(output_lock(place))
+
+            processes.lead(take)
         run = _Run(parsed, source, target, options, listener, expected)
         return run.execute(source.load_model(dtype=options.dtype, device=options.device), source.load_tokenizer())
 
@@ -166,6 +175,7 @@ class _Run:
         done = workspace.start(resume=self.options.resume)
         if done:
             model = workspace.load()
+        processes.wait()  # the first one will write another state
         model = self._steps(model, tokenizer, data, reference, workspace, done)
         result = self._finish(model, before, data, reference, workspace, started)
         workspace.remove()
@@ -186,7 +196,8 @@ class _Run:
 
     def _workspace(self) -> Workspace:
         if self.output is None:
-            return Workspace(Path(tempfile.mkdtemp(prefix="compresskit-")), {}, keep_steps=False)
+            scratch = processes.agree(tempfile.mkdtemp(prefix="compresskit-") if processes.is_first() else "")
+            return Workspace(Path(scratch), {}, keep_steps=False)
         identity = {
             "recipe": recipe_hash(self.recipe),
             "model": self.source.fingerprint if self.source is not None else "",
@@ -277,6 +288,7 @@ class _Run:
         )
         if self.output is not None and self.source is not None:
             self.listener.progress(1.0, "saving and reopening in a fresh process")
-            publish(result, self.recipe, self.source, self.output, data, reference, self.options, started)
+            given = (self.recipe, self.source, self.output, data, reference, self.options, started)
+            processes.lead(lambda: publish(result, *given))
         result.seconds = round(time.perf_counter() - started, 2)
         return result

@@ -15,6 +15,7 @@ from compresskit import __version__
 from compresskit.checkpoint.files import hash_file
 from compresskit.checkpoint.save import save_checkpoint
 from compresskit.checkpoint.source import open_source
+from compresskit.core import processes
 from compresskit.errors import UsageError
 
 STATE = "state.json"
@@ -52,18 +53,23 @@ class Workspace:
         return path
 
     def start(self, *, resume: bool) -> int:
-        """Prepare the folder; the number of steps that are already done.
+        """Prepare the folder; the number of steps that are already done. Of several processes the first one does it.
 
         Raises:
             UsageError: CK-U012 with ``resume`` but nothing to resume; CK-U013 if recipe, a model, a data file, the seed
                 or versions changed since.
         """
+        processes.lead(lambda: self._start(resume))
+        self.rows = processes.agree(self.rows)
+        return len(self.rows)
+
+    def _start(self, resume: bool) -> None:
         state = self.folder / STATE
         if not resume:
             if self.folder.exists():
                 shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True)
-            return 0
+            return
         if not state.is_file():
             raise UsageError(
                 "CK-U012", "there is no interrupted run to resume", where=str(self.folder), fix="run without --resume"
@@ -83,7 +89,6 @@ class Workspace:
                 fix="run without --resume to start anew",
             )
         self.rows = list(saved["rows"])
-        return len(self.rows)
 
     def load(self) -> PreTrainedModel:
         """The model after the last finished step, its files checked against their manifest."""
@@ -92,7 +97,7 @@ class Workspace:
     def finish_step(self, model: PreTrainedModel, row: dict[str, Any]) -> None:
         """Record a finished step: first the model, then the state that names it, then the older model goes."""
         self.rows.append(row)
-        if not self.keep_steps:
+        if not self.keep_steps or not processes.is_first():
             return
         number = len(self.rows)
         save_checkpoint(model, self.folder / f"step-{number}", source=None, extra_files={}, overwrite=True)
@@ -102,5 +107,5 @@ class Workspace:
         shutil.rmtree(self.folder / f"step-{number - 1}", ignore_errors=True)
 
     def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete the folder, when all have come here."""
+        processes.lead(lambda: shutil.rmtree(self.folder, ignore_errors=True))
