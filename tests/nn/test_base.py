@@ -25,6 +25,7 @@ from compresskit.numerics import lookup
 from compresskit.numerics.rtn import quantize
 from tests.nn.test_bitsandbytes_layers import int8 as mixed_int8
 from tests.nn.test_bitsandbytes_layers import nf4 as bitsandbytes_nf4
+from tests.nn.test_residual import layer as residual
 from tests.nn.test_static_int8 import layer as static_int8
 
 
@@ -81,6 +82,7 @@ LAYERS: dict[str, tuple[CompressedLayer, tuple[int, int]]] = {
     "packed, symmetric rows": (packed(5, None, symmetric=True), (12, 40)),
     "lstm": (Recurrent.from_module(nn.LSTM(40, 3, 2, bidirectional=True)), (12, 40)),
     "gru": (Recurrent.from_module(nn.GRU(40, 4, bias=False)), (12, 40)),
+    "packed, corrected": (residual(), (12, 40)),
     "low rank": (LowRankLinear.from_factors(torch.randn(12, 5), torch.randn(5, 40), torch.randn(12)), (12, 40)),
 }
 EVERY = pytest.mark.parametrize("name", LAYERS)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.moments import Moments, input_moments, site_moments
 from compresskit.core import surgery
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
+from compresskit.numerics.gptq import gptq
+from compresskit.numerics.rtn import Codes, quantize, scale_type
 
 
 def shared_inputs(model: PreTrainedModel, sites: Sequence[Site], context: Context) -> list[list[Site]]:
@@ -34,3 +39,33 @@ def inputs_in_order(
         yield group, site_moments(model, group[0], context.calibration)
         done += len(group)
         context.progress(done / len(sites), group[-1].path)
+
+
+def gptq_or_nearest(
+    weight: Tensor,
+    gram: Tensor,
+    bits: int,
+    columns: int | None,
+    path: str,
+    context: Context,
+    *,
+    symmetric: bool,
+    **settings: Any,
+) -> tuple[Codes, dict[str, Any]]:
+    """GPTQ's codes of ``weight`` (O, I); rounded to nearest where the moments ``gram`` can't be inverted.
+
+    Args:
+        columns: that share a scale; None: a row.
+        path: named in the warning.
+        settings: others of ``numerics.gptq``.
+
+    Returns:
+        The codes, and what the ledger says of them beside.
+    """
+    kind = scale_type(weight, bits)
+    try:
+        return gptq(weight, gram, bits, columns, symmetric=symmetric, scale_dtype=kind, **settings), {}
+    except torch.linalg.LinAlgError as error:
+        context.warn(f"{path} is rounded to nearest: {error}")
+        codes = quantize(weight, bits, columns, symmetric=symmetric, scale_dtype=kind)
+        return codes, {"fallback": "nearest"}

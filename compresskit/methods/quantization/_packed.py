@@ -20,6 +20,7 @@ from compresskit.methods.quantization._shared import quantization_detail, refuse
 from compresskit.nn.bitsandbytes_layers import BitsandbytesNf4Linear
 from compresskit.nn.lookup import LookupLinear
 from compresskit.nn.packed import PackedLinear
+from compresskit.nn.residual import ResidualLinear
 from compresskit.numerics.packing import packed_bytes
 from compresskit.numerics.rtn import Codes, scale_type
 
@@ -141,7 +142,7 @@ def install(
 def install_layer(
     model: PreTrainedModel,
     path: str,
-    layer: PackedLinear | LookupLinear | BitsandbytesNf4Linear,
+    layer: PackedLinear | LookupLinear | BitsandbytesNf4Linear | ResidualLinear,
     context: Context,
     **more: Any,
 ) -> None:

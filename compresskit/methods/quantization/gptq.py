@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -14,10 +13,9 @@ from compresskit.core.compressor import Gain, Need, Walk
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import view
-from compresskit.methods.quantization._calibrated import inputs_in_order
+from compresskit.methods.quantization._calibrated import gptq_or_nearest, inputs_in_order
 from compresskit.methods.quantization._packed import SymmetricOrNot, finite_weight, install
-from compresskit.numerics.gptq import DAMPING, gptq, output_error
-from compresskit.numerics.rtn import Codes, quantize, scale_type
+from compresskit.numerics.gptq import DAMPING, output_error
 from compresskit.registry import register
 
 
@@ -48,28 +46,18 @@ class Gptq(SymmetricOrNot):
             gram = cast(Tensor, moments.gram)
             for site in group:
                 weight = finite_weight(view(model, site.path))
-                codes, note = self._codes(weight, gram, site.path, context)
+                codes, note = gptq_or_nearest(
+                    weight,
+                    gram,
+                    self.bits,
+                    self.columns,
+                    site.path,
+                    context,
+                    symmetric=self.symmetric,
+                    damping=self.damping,
+                    act_order=self.act_order,
+                )
                 whole = output_error(weight, gram)
                 lost = output_error(codes.values() - weight, gram)
                 error = (lost / whole) ** 0.5 if whole > 0 else 0.0
                 install(model, site.path, codes, context, output_error=error, **note)
-
-    def _codes(self, weight: Tensor, gram: Tensor, path: str, context: Context) -> tuple[Codes, dict[str, Any]]:
-        kind = scale_type(weight, self.bits)
-        symmetric, columns = self.symmetric, self.columns
-        try:
-            codes = gptq(
-                weight,
-                gram,
-                self.bits,
-                columns,
-                symmetric=symmetric,
-                damping=self.damping,
-                act_order=self.act_order,
-                scale_dtype=kind,
-            )
-        except torch.linalg.LinAlgError as error:
-            context.warn(f"{path} is rounded to nearest: {error}")
-            codes = quantize(weight, self.bits, columns, symmetric=symmetric, scale_dtype=kind)
-            return codes, {"fallback": "nearest"}
-        return codes, {}

@@ -18,7 +18,7 @@ from compresskit.core.context import Context
 from compresskit.core.targets import resolve
 from compresskit.core.weights import view
 from compresskit.errors import DataError
-from compresskit.methods.quantization import gptq as gptq_module
+from compresskit.methods.quantization import _calibrated
 from compresskit.methods.quantization._fold import fold, norm_before
 from compresskit.methods.quantization.awq import Awq
 from compresskit.methods.quantization.gptq import Gptq
@@ -165,7 +165,7 @@ def test_moments_that_cannot_be_inverted_fall_back_with_a_warning(monkeypatch: p
     def fail(*_: Any, **__: Any) -> None:
         raise torch.linalg.LinAlgError("can't be inverted")
 
-    monkeypatch.setattr(gptq_module, "gptq", fail)
+    monkeypatch.setattr(_calibrated, "gptq", fail)
     original, warnings = models.tiny("bert"), list[str]()
     method = Gptq(targets=("encoder.layer.0",))
     sites = resolve(original, method).sites
