@@ -129,17 +129,19 @@ def compare(
     got = torch.from_numpy(np.asarray(found))
     if got.shape != expected.shape:
         raise _broken(graph, name, f"shape {list(got.shape)} instead of {list(expected.shape)}", output)
-    left, right = _attended(expected, mask), _attended(got, mask)
+    left, right = attended(expected, mask), attended(got, mask)
     if not bool(right.isfinite().all()):
         raise _broken(graph, name, "values that aren't finite", output)
     largest = float(left.abs().max()) if left.numel() else 0.0
     difference = float((left - right).abs().max()) if left.numel() else 0.0
-    cosine = _cosine(left, right)
+    agreement = cosine(left, right)
     shape = tuple(expected.shape)
-    return Case(graph, name, output, shape, difference / max(1.0, largest), float(cosine.mean()), float(cosine.min()))
+    return Case(
+        graph, name, output, shape, difference / max(1.0, largest), float(agreement.mean()), float(agreement.min())
+    )
 
 
-def _attended(values: Tensor, mask: Tensor | None) -> Tensor:
+def attended(values: Tensor, mask: Tensor | None) -> Tensor:
     """(N, D) float64: real tokens of (B, T, D) and of (B, H, T, D) caches; other shapes as rows."""
     values = values.double()
     if mask is None:
@@ -151,11 +153,11 @@ def _attended(values: Tensor, mask: Tensor | None) -> Tensor:
     return values.reshape(-1, values.shape[-1])
 
 
-def _cosine(left: Tensor, right: Tensor) -> Tensor:
+def cosine(left: Tensor, right: Tensor) -> Tensor:
     """Per row; two rows of zeros agree."""
     lengths = (left.norm(dim=-1) * right.norm(dim=-1)).clamp(min=_TINY)
-    cosine = (left * right).sum(-1) / lengths
-    return torch.where((left == right).all(-1), torch.ones_like(cosine), cosine)
+    found = (left * right).sum(-1) / lengths
+    return torch.where((left == right).all(-1), torch.ones_like(found), found)
 
 
 def require(cases: Iterable[Case], held_to: str) -> None:

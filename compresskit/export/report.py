@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,11 @@ class ExportReport:
     def cosine_min(self) -> float:
         """The smallest cosine of any token."""
         return min(case.cosine_min for case in self.parity)
+
+    def moved(self, folder: Path) -> ExportReport:
+        """The same after its files went to ``folder``."""
+        graphs = {name: replace(graph, file=folder / graph.file.name) for name, graph in self.graphs.items()}
+        return replace(self, path=folder / self.path.name, graphs=graphs)
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""

@@ -174,13 +174,13 @@ def lowering(profile: Profile) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if profile != "fast":
-            stack.enter_context(_swapped(QuantizedEmbedding, "contrib_onnx", QuantizedEmbedding.looked_up))
-            stack.enter_context(_swapped(StaticInt8Linear, "contrib_onnx", StaticInt8Linear.standard_onnx))
-            stack.enter_context(_swapped(PackedLinear, "contrib_onnx", PackedLinear.standard_onnx))
-            stack.enter_context(_swapped(Recurrent, "contrib_onnx", Recurrent.standard_onnx))
+            stack.enter_context(swapped(QuantizedEmbedding, "contrib_onnx", QuantizedEmbedding.looked_up))
+            stack.enter_context(swapped(StaticInt8Linear, "contrib_onnx", StaticInt8Linear.standard_onnx))
+            stack.enter_context(swapped(PackedLinear, "contrib_onnx", PackedLinear.standard_onnx))
+            stack.enter_context(swapped(Recurrent, "contrib_onnx", Recurrent.standard_onnx))
         if profile == "portable":
-            stack.enter_context(_swapped(Int8Linear, "forward", _weights_only))
-            stack.enter_context(_swapped(MixedInt8Linear, "forward", _weights_only))
+            stack.enter_context(swapped(Int8Linear, "forward", _weights_only))
+            stack.enter_context(swapped(MixedInt8Linear, "forward", _weights_only))
         yield
 
 
@@ -192,14 +192,15 @@ def stepping(profile: Profile, task: Task) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if profile == "fast" and task.step:
-            stack.enter_context(_swapped(Int8Linear, "nodes", Int8Linear.step_onnx))
-            stack.enter_context(_swapped(QuantizedHead, "nodes", QuantizedHead.step_onnx))
-            stack.enter_context(_swapped(PackedLinear, "accuracy_level", 4))
+            stack.enter_context(swapped(Int8Linear, "nodes", Int8Linear.step_onnx))
+            stack.enter_context(swapped(QuantizedHead, "nodes", QuantizedHead.step_onnx))
+            stack.enter_context(swapped(PackedLinear, "accuracy_level", 4))
         yield
 
 
 @contextlib.contextmanager
-def _swapped(owner: type, name: str, method: Any) -> Iterator[None]:
+def swapped(owner: type, name: str, method: Any) -> Iterator[None]:
+    """While open, instances of ``owner`` have ``method`` under ``name``."""
     before = getattr(owner, name)
     setattr(owner, name, method)
     try:

@@ -21,10 +21,12 @@ from compresskit.errors import GateError, ModelError
 from compresskit.export import export_onnx
 from compresskit.export.trace import check_profile
 from compresskit.pipeline.data import RunData
+from compresskit.pipeline.profiles import AUTO, export_best
 from compresskit.pipeline.quality import measure_quality
 from compresskit.pipeline.result import Result
 from compresskit.recipe import Recipe
 from compresskit.recipe.gates import Kind, Measured, check_gates
+from compresskit.recipe.schema import OnnxExport
 from compresskit.report.card import model_card
 from compresskit.tasks.fidelity import Reference
 
@@ -56,7 +58,7 @@ def publish(
     result.gates = [verdict.to_dict() for verdict in verdicts]
     missed = [verdict for verdict in verdicts if not verdict.passed]
     if not missed and recipe.export is not None and recipe.export.onnx is not None:
-        result.onnx = _export(staged, source, recipe.export.onnx.profile)
+        result.onnx = _export(staged, source, recipe.export.onnx)
     result.seconds = round(time.perf_counter() - started, 2)
     card = model_card(result.to_dict(), architecture=type(model).__name__)
     target = output.with_name(f"{output.name}.rejected") if missed else output
@@ -72,18 +74,22 @@ def publish(
         )
 
 
-def _export(folder: Path, source: Source, profile: str) -> dict[str, Any]:
+def _export(folder: Path, source: Source, wanted: OnnxExport) -> dict[str, Any]:
     """Write ``onnx/`` into the checkpoint; what the file is, without paths of this machine."""
-    report = export_onnx(
-        load_model(folder),
-        folder / "onnx" / "model.onnx",
-        tokenizer=source.load_tokenizer(),
-        sentence_transformer=source.sentence_transformer,
-        profile=check_profile(profile),
-    )
+    model, target = load_model(folder), folder / "onnx" / "model.onnx"
+    about: dict[str, Any] = {
+        "tokenizer": source.load_tokenizer(),
+        "sentence_transformer": source.sentence_transformer,
+    }
+    more: dict[str, Any] = {}
+    if wanted.profile == AUTO:
+        report, candidates = export_best(model, target, min_cosine=wanted.min_cosine, **about)
+        more["candidates"] = [candidate.to_dict() for candidate in candidates]
+    else:
+        report = export_onnx(model, target, profile=check_profile(wanted.profile), **about)
     content = report.to_dict()
     del content["parity"]["cases"]
-    return {**content, "output": f"onnx/{report.path.name}"}
+    return {**content, **more, "output": f"onnx/{report.path.name}"}
 
 
 def _measured(result: Result, source: Source, folder: Path, recipe: Recipe) -> dict[str, Measured]:

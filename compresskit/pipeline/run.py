@@ -28,7 +28,6 @@ from compresskit.checkpoint.source import Source, open_source
 from compresskit.core import processes
 from compresskit.core.context import Context
 from compresskit.errors import UsageError
-from compresskit.export.trace import check_profile
 from compresskit.pipeline.data import RunData, prepare
 from compresskit.pipeline.ledger import size_of
 from compresskit.pipeline.plan import Plan, data_files, make_plan, recipe_hash, require_same
@@ -188,8 +187,6 @@ class _Run:
         return self.source.sentence_transformer if self.source is not None else None
 
     def _preflight(self, bytes_before: int) -> None:
-        if self.recipe.export is not None and self.recipe.export.onnx is not None:
-            check_profile(self.recipe.export.onnx.profile)
         if self.output is not None:
             # Step state and staged output may both be there at once, none of them larger than the source.
             check_free_space(self.output, int(DISK_MARGIN * bytes_before))

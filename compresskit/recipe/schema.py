@@ -57,7 +57,12 @@ class Evaluation(Section):
 class OnnxExport(Section):
     """How the result is exported."""
 
-    profile: Literal["fast", "static", "portable"] = Field("fast", description="what the file is made for")
+    profile: Literal["auto", "fast", "static", "portable"] = Field(
+        "fast", description="what the file is made for; auto measures each on this machine and keeps the best"
+    )
+    min_cosine: float | None = Field(
+        None, gt=-1, le=1, description="auto: the least a file may keep of the weights with float products"
+    )
 
 
 class Export(Section):
