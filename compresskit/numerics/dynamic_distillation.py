@@ -21,6 +21,7 @@ def dynamic_loss(
     alpha: float = 0.8,
     *,
     squared: bool = False,
+    whole: Tensor | None = None,
 ) -> Tensor:
     """Mean over rows of (1 - alpha) · CE(y, softmax(s)) + alpha · scale · KL(softmax(z'/T_t) ‖ softmax(s/T_s)).
 
@@ -33,6 +34,7 @@ def dynamic_loss(
         teacher_temperature: (N,); ``student_temperature`` too.
         alpha: the paper's alpha, weight of the SOFT term.
         squared: scale = T_t · T_s (Hinton's T² where both are equal); else 1 (the paper).
+        whole: logits of all classes for the labels, where ``student`` and ``targets`` are of fewer.
 
     Raises:
         ValueError: labels are missing though alpha is below 1.
@@ -50,5 +52,5 @@ def dynamic_loss(
     if alpha < 1:
         if labels is None:
             raise ValueError("alpha below 1 needs labels")
-        loss = loss + (1 - alpha) * F.cross_entropy(ours, labels)
+        loss = loss + (1 - alpha) * F.cross_entropy(ours if whole is None else wide(whole), labels)
     return loss

@@ -144,7 +144,7 @@ class TokenClassification(Task):
         sentences = read_tagged(data, options.samples)
         _refuse_labels(sentences, facts, str(data))
         length = options.max_length or min(facts.longest, 512)
-        rows, first_pieces = _encoded([words for words, _ in sentences], tokenizer, length)
+        rows, first_pieces = encode_words([words for words, _ in sentences], tokenizer, length)
         refuse_foreign(rows, facts)
         batches, order = padded(rows, options.batch_size, fill_of(tokenizer))
         reference = {"tags": [tags for _, tags in sentences], "pieces": first_pieces, "classes": facts.classes}
@@ -214,7 +214,7 @@ def _refuse_labels(sentences: Sequence[Sentence], facts: Facts, where: str) -> N
         )
 
 
-def _encoded(sentences: Sequence[list[str]], tokenizer: Any, max_length: int) -> tuple[list[Row], list[np.ndarray]]:
+def encode_words(sentences: Sequence[list[str]], tokenizer: Any, max_length: int) -> tuple[list[Row], list[np.ndarray]]:
     """Tokens of each sentence, and the position of the first piece of each of its words that was not cut off."""
     require_tokenizer(tokenizer)
     if not getattr(tokenizer, "is_fast", False):

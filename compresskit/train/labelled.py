@@ -29,6 +29,7 @@ from compresskit.numerics.dynamic_distillation import dynamic_loss
 from compresskit.numerics.fusion import wide
 from compresskit.train.order import BatchOrder
 from compresskit.train.policies import Fixed, Policy
+from compresskit.train.positions import Positions
 from compresskit.train.teacher_cache import model_digest
 from compresskit.train.trainer import StudentTrainer, in_bfloat16, kept_config, kept_randomness, training_arguments
 
@@ -84,12 +85,16 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Encoded instances and their labels, (N,) int64; ``length`` of an instance brings equal ones together."""
+    """Encoded instances and their labels, (N,) int64; ``length`` of an instance brings equal ones together.
+
+    With ``positions`` a row holds several instances, and labels and targets are of positions.
+    """
 
     rows: Sequence[Any]
     labels: Tensor
     collate: Collate
     length: Callable[[Any], int] = len
+    positions: Positions | None = None
 
 
 def fit(
@@ -139,7 +144,9 @@ def _silent(_: str) -> None:
 def _check_targets(data: Labelled, targets: Tensor | None) -> None:
     if targets is None:
         return
-    if targets.dim() != 2 or len(targets) != len(data.labels) or int(data.labels.max()) >= targets.shape[1]:
+    whole = data.positions is None or data.positions.words is None
+    too_few = whole and int(data.labels.max()) >= targets.shape[-1]
+    if targets.dim() != 2 or len(targets) != len(data.labels) or too_few:
         raise DataError(
             "CK-D065",
             f"teacher logits of shape {tuple(targets.shape)} don't fit {len(data.labels)} labels up to"
@@ -204,13 +211,19 @@ class _Run:
         options = self.options
         with in_bfloat16(self.model.device, options.bf16):
             logits = self.model(**inputs).logits
+        positions, ours = self.data.positions, logits
+        if positions is not None:
+            logits, numbers = positions.pick(logits, numbers), positions.numbers(numbers)
+            ours = positions.kept(logits, numbers)
         labels = self.data.labels[numbers].to(logits.device)
         if self.targets is None or self.rule is None:
             loss = F.cross_entropy(wide(logits), labels, label_smoothing=options.smoothing)
         else:
             theirs = self.targets[numbers].to(logits.device)
-            temperatures = self.rule(theirs, logits, share)
-            loss = dynamic_loss(logits, theirs, labels, *temperatures, options.alpha, squared=options.squared)
+            temperatures = self.rule(theirs, ours, share)
+            loss = dynamic_loss(
+                ours, theirs, labels, *temperatures, options.alpha, squared=options.squared, whole=logits
+            )
         self.total += float(loss.detach()) * len(numbers)
         self.seen += len(numbers)
         return loss

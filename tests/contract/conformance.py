@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from compresskit.core.compressor import Compressor
 from compresskit.core.context import Batch, Context
 from compresskit.core.targets import Resolution, resolve
 from compresskit.errors import RecipeError
+from compresskit.recipe import TrainingData
 from tests import models
 
 ARCHITECTURES = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "qwen2", "qwen3", "t5", "t5encoder")
@@ -140,9 +142,18 @@ TEXTS = [
 ]
 
 
+def training_data(texts: list[str], folder: Path) -> TrainingData:
+    """A file of texts, for methods that train on what follows in them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return TrainingData(train=str(path))
+
+
 def context_for(name: str, original: PreTrainedModel, work: Path, warnings: list[str]) -> Context:
     """A context as the pipeline makes it."""
     return Context(
+        data=training_data(TEXTS, work),
         calibration=batches_of(name),
         texts=TEXTS * 4,
         tokenizer=models.tokenizer(),

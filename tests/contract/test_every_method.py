@@ -88,16 +88,14 @@ def test_nothing_asked_nothing_changed(method: str, name: str, tmp_path: Path) -
     assert models.max_difference(outcome.model, conformance.model_of(name), batch) <= 1e-5
 
 
-# Methods for classifiers alone are refused on all of these models; their own tests have them.
-ON_CLASSIFIERS = {"distillation.midtd"}
 # Methods on output distributions, which a base encoder hasn't.
 ON_LANGUAGE = {
     f"distillation.{name}"
-    for name in ("logits", "reverse_kl", "skew_kl", "gkd", "sequence", "uld", "multi_teacher", "assistant")
+    for name in ("logits", "reverse_kl", "skew_kl", "gkd", "sequence", "uld", "multi_teacher", "assistant", "midtd")
 }
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - ON_CLASSIFIERS))
+@pytest.mark.parametrize("method", METHODS)
 def test_equal_seeds_give_equal_models(method: str, tmp_path: Path) -> None:
     conformance.need_package(method)
     name = "gpt2" if method in ON_LANGUAGE else "bert"

@@ -20,7 +20,7 @@ from compresskit.core.context import Context
 from compresskit.pipeline import checks
 from compresskit.pipeline.ledger import fingerprint, size_of
 from tests import models
-from tests.contract.conformance import ACTIVE, apply_method, need_package
+from tests.contract.conformance import ACTIVE, apply_method, need_package, training_data
 
 pytestmark = pytest.mark.timeout(600)
 MODELS = ("minilm", "stories260K")
@@ -41,6 +41,7 @@ def _context(original: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work
         texts=texts,
         tokenizer=tokenizer,
         teacher=lambda: copy.deepcopy(original).eval(),
+        data=training_data(texts[:4], work),
         work=work,
         warn=warnings.append,
     )

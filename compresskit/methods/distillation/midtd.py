@@ -1,15 +1,17 @@
 """Multi-instance dynamic temperature distillation: targets mixed within bags, a temperature for each instance.
 
 For classifiers trained on noisy labels, above all relation extraction under distant supervision; the bag is a pair of
-entities, or the rows with one value in a column (augmentations, near duplicates), or the row alone. Not for regression.
+entities, or the rows with one value in a column (augmentations, near duplicates), or the row alone. Token classifiers
+have an instance for each word (the bag is its mention), language models one for each next word (a bag of one). Not for
+regression.
 Paper: Li, Yang, Li and Su 2022, "MiDTD", ACM TOIS 40(4), doi 10.1145/3503917. The equations are those of the released
 code; each option names the symbol of the paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
@@ -18,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.outputs import output_kind
+from compresskit.calibrate.outputs import output_kind, outputs_of
 from compresskit.core.compressor import Compressor, Gain, Need
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
@@ -28,14 +30,17 @@ from compresskit.methods.distillation._labelled import (
     read_rows,
     require_all_classes,
 )
+from compresskit.methods.distillation._language import no_writer
+from compresskit.methods.distillation._positions import likelihood_score, span_score, tagged_rows, text_rows
 from compresskit.methods.distillation._shared import nothing_trainable
 from compresskit.numerics.fusion import Space, Weights, fuse_targets
 from compresskit.numerics.temperatures import entropy_spread, temperatures
 from compresskit.registry import register
-from compresskit.train.agreement import class_names, require_same_labels
+from compresskit.train.agreement import class_names, require_same_labels, require_same_outputs
 from compresskit.train.labelled import FitOptions, Fitted, fit, logits_of
-from compresskit.train.logits_cache import cached_logits
+from compresskit.train.logits_cache import cached_logits, cached_positions
 from compresskit.train.policies import POLICIES, Band, BySoftness, Exponential, Fixed, Policy
+from compresskit.train.positions import run_positions, targets_at
 
 __all__ = ["PRESETS", "MiDTD", "fuse_targets", "temperatures"]
 
@@ -104,6 +109,9 @@ class MiDTD(Compressor):
         False, description="compute products in bfloat16, faster where the processor has it; weights stay float32"
     )
     max_length: int = Field(128, ge=2, le=131_072, description="tokens a row is cut to")
+    top_k: int = Field(
+        64, ge=1, le=1_000_000, description="language models: words kept of each distribution, the rest as one"
+    )
 
     @model_validator(mode="after")
     def _band_in_order(self) -> MiDTD:
@@ -112,13 +120,17 @@ class MiDTD(Compressor):
         return self
 
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
-        name = type(model).__name__
-        if output_kind(model) != "classification":
-            return f"{name} has no classification head; midtd needs class labels and class logits"
+        name, kind = type(model).__name__, output_kind(model)
+        if kind == "embedding":
+            return f"{name} has no head; midtd needs class labels and class logits"
+        if kind == "language":
+            return (
+                no_writer(model) if not model.config.is_encoder_decoder else f"{name} has two inputs; midtd takes one"
+            )
         if getattr(model.config, "problem_type", None) == "regression" or int(model.config.num_labels or 0) < 2:
             return f"{name} is a regression: a single number has no entropy and no temperature; use another loss"
-        if name.endswith(("ForTokenClassification", "ForQuestionAnswering")):
-            return f"{name} gives logits for each token; midtd takes one label a row"
+        if name.endswith("ForQuestionAnswering"):
+            return f"{name} gives logits for places in a text; midtd takes labels of rows, of words, or next words"
         return nothing_trainable(model)
 
     def setting(self, name: str) -> Any:
@@ -144,28 +156,53 @@ class MiDTD(Compressor):
             raise DataError(
                 "CK-D030", "midtd trains on labels, and there is no `data`", fix="add `data: {train: FILE}`"
             )
-        read = (context.data, model, context.tokenizer, self.max_length, context.warn)
-        train = read_rows(context.data.train, *read)
-        dev = read_rows(context.data.dev, *read) if context.data.dev is not None else None
-        require_all_classes(train.data.labels, class_names(model), context.data.train)
-        logits = self._teach(model, train, context)
+        train = self._read(context.data.train, model, context)
+        dev = self._read(context.data.dev, model, context) if context.data.dev is not None else None
+        if train.data.positions is None:
+            require_all_classes(train.data.labels, class_names(model), context.data.train)
+        train, logits = self._teach(model, train, context)
         start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         notes = []
         for generation in range(self.generations):
             if generation:
-                logits = logits_of(model, train.data.rows, train.data.collate)
+                train, logits = self._outputs(model, train, None)
                 model.load_state_dict(start)
             notes.append(self._generation(model, train, dev, logits, context, generation))
-        context.details.update({sites[0].path or "model": {"generations": notes, "rows": len(train.groups)}})
+        note = {"generations": notes, "rows": len(train.data.rows), "instances": len(train.data.labels)}
+        context.details.update({sites[0].path or "model": note})
 
-    def _teach(self, model: PreTrainedModel, train: Rows, context: Context) -> Tensor:
-        """The teacher's logits; it is let go afterwards."""
+    def _read(self, path: str, model: PreTrainedModel, context: Context) -> Rows:
+        if is_tagger(model):
+            return tagged_rows(path, model, context.tokenizer, self.max_length)
+        read = read_rows if output_kind(model) == "classification" else text_rows
+        return read(path, context.data, model, context.tokenizer, self.max_length, context.warn)
+
+    def _teach(self, model: PreTrainedModel, train: Rows, context: Context) -> tuple[Rows, Tensor]:
+        """The rows, perhaps of some words only, and the teacher's logits; it is let go afterwards."""
         if context.teacher is None:
             raise DataError("CK-D025", "there is no teacher to learn from", fix="name one under `teacher:`")
         teacher = context.teacher().eval()
-        require_same_labels(model, teacher)
+        if output_kind(model) == "classification":
+            require_same_labels(model, teacher)
+        else:
+            batch = train.data.collate(train.data.rows[:1])
+            require_same_outputs(model, teacher, outputs_of(model, batch), outputs_of(teacher, batch))
+        return self._outputs(teacher, train, context.work / "midtd")
+
+    def _outputs(self, teacher: PreTrainedModel, train: Rows, folder: Path | None) -> tuple[Rows, Tensor]:
         data = train.data
-        return cached_logits(teacher, data.rows, data.collate, context.work / "midtd")
+        if data.positions is None:
+            if folder is None:
+                return train, logits_of(teacher, data.rows, data.collate)
+            return train, cached_logits(teacher, data.rows, data.collate, folder)
+        top_k = self.top_k if output_kind(teacher) == "language" else None
+        if folder is None:
+            parts = run_positions(teacher, data.rows, data.collate, data.positions, data.length)
+            found = targets_at(parts, len(data.labels), top_k)
+            logits, words = found["logits"], found.get("words")
+        else:
+            logits, words = cached_positions(teacher, data, data.positions, folder, top_k)
+        return replace(train, data=replace(data, positions=replace(data.positions, words=words))), logits
 
     def _generation(
         self,
@@ -177,9 +214,9 @@ class MiDTD(Compressor):
         number: int,
     ) -> dict[str, Any]:
         labels = train.data.labels
-        keys: Sequence[Any] = train.groups
-        if self.key == "group+label":
-            keys = list(zip(train.groups, labels.tolist(), strict=True))
+        keys: Sequence[Any] | None = train.groups or None
+        if keys is not None and self.key == "group+label":
+            keys = list(zip(keys, labels.tolist(), strict=True))
         targets = fuse_targets(logits, keys, self.setting("rho"), self.weights, self.space, labels=labels)
         policy = self.temperature_policy().prepare(targets)
         options = FitOptions(
@@ -193,7 +230,7 @@ class MiDTD(Compressor):
             squared=self.squared,
             seed=context.seed + number,
         )
-        score = None if dev is None else _accuracy(dev)
+        score = None if dev is None else _score(dev, model)
         with torch.enable_grad():
             done = fit(
                 model,
@@ -209,6 +246,18 @@ class MiDTD(Compressor):
         with torch.no_grad():
             teacher, _ = policy(targets, targets)
         return _note(done, policy, entropy_spread(targets, teacher))
+
+
+def is_tagger(model: PreTrainedModel) -> bool:
+    """Whether the model labels words."""
+    return type(model).__name__.endswith("ForTokenClassification")
+
+
+def _score(dev: Rows, model: PreTrainedModel) -> Callable[[Any], float]:
+    """Accuracy, F1 of spans, or log-likelihood."""
+    if dev.data.positions is None:
+        return _accuracy(dev)
+    return span_score(dev, model) if is_tagger(model) else likelihood_score(dev)
 
 
 def _accuracy(dev: Rows) -> Any:

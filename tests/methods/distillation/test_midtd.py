@@ -144,8 +144,9 @@ def test_relation_models(kind: Any, tmp_path: Path) -> None:
 def test_models_that_give_no_classes_are_refused() -> None:
     regression = classifier(0, ("score",))
     for model, why in (
-        (models.tiny("bert"), "no classification head"),
-        (models.tiny("gpt2", 0, "lm"), "no classification head"),
+        (models.tiny("bert"), "no head"),
+        (models.tiny("t5", 0, "lm"), "two inputs"),
+        (models.tiny("bert", 0, "lm"), "fills gaps"),
         (regression, "regression"),
     ):
         with pytest.raises(RecipeError) as caught:
