@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.midtd_arms import ARMS, BANDS, TUNED_KD, Arm, entropies
+from benchmarks.midtd_arms import ARMS, BANDS, TUNED_KD, Arm, entropies, fixed_of_equal_median
 from benchmarks.midtd_bert import Starts, collate_states
 from compresskit.checkpoint.source import open_source
 from compresskit.models.relation import BiLSTMForRelationExtraction, PCNNForRelationExtraction
@@ -164,6 +164,7 @@ class Cell:
             np.save(self.work / f"teacher-{seed}.npy", logits.numpy())
         if targets is not None and arm.policy is not None:
             found["target_entropy"] = entropies(arm.policy, targets)
+            found["fixed_of_equal_median"] = fixed_of_equal_median(arm.policy, targets)
         recall, precision = rank(np.exp(log_softmax(test)), self.gold[2].numpy(), self.pairs[2]).curve(60)
         found["curve"] = [[round(float(r), 4), round(float(p), 4)] for r, p in zip(recall, precision, strict=True)]
         found["seconds"] = round(time.perf_counter() - started, 1)

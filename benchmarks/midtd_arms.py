@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from compresskit.numerics.temperatures import entropy_spread
+from compresskit.numerics.temperatures import entropy, entropy_spread
 from compresskit.train.policies import Band, BySoftness, Exponential, Fixed, Policy
 
 
@@ -78,3 +78,20 @@ def entropies(policy: Policy, targets: torch.Tensor) -> dict[str, float]:
     prepared = policy.prepare(targets)
     teacher, _ = prepared(targets, targets)
     return {name: round(value, 4) for name, value in entropy_spread(targets, teacher).items()}
+
+
+def fixed_of_equal_median(policy: Policy, targets: torch.Tensor) -> dict[str, float]:
+    """The one temperature under which the targets' median entropy is that under ``policy``, and the spread under it.
+
+    A high enough temperature makes any spread as narrow as one likes; at an equal median the two rules are comparable.
+    """
+    teacher, _ = policy.prepare(targets)(targets, targets)
+    wanted = float(entropy(targets, teacher).median())
+    low, high = 1e-2, 1e2
+    for _ in range(40):
+        middle = (low * high) ** 0.5
+        short = float(entropy(targets, middle).median()) < wanted
+        low, high = (middle, high) if short else (low, middle)
+    chosen = (low * high) ** 0.5
+    found = {name: round(value, 4) for name, value in entropy_spread(targets, chosen).items()}
+    return {"temperature": round(chosen, 4), **found}

@@ -42,13 +42,27 @@ def paired(cell: dict[str, Any], arm: str, other: str, metric: str = "auc") -> t
     """Differences of the seeds that both have, and their mean with its interval as text."""
     first, second = values(cell, arm, metric), values(cell, other, metric)
     differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    return differences, with_interval(differences, 3 if metric.startswith("nll") else 2)
+
+
+def with_interval(differences: list[float], digits: int) -> str:
+    """The mean of paired differences and its 95 % interval."""
     if not differences:
-        return [], "–"
+        return "–"
     mean = float(np.mean(differences))
     if len(differences) < 2:
-        return differences, f"{mean:+.2f}"
+        return f"{mean:+.{digits}f}"
     half = float(stats.t.ppf(0.975, len(differences) - 1) * np.std(differences, ddof=1) / len(differences) ** 0.5)
-    return differences, f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
+    return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+
+
+def spreads(cell: dict[str, Any], arm: str, key: str = "target_entropy") -> dict[int, dict[str, float]]:
+    """Seed -> percentiles of the targets' entropy, and their distance."""
+    return {
+        int(name.rpartition("/")[2]): run[key]
+        for name, run in sorted(cell["runs"].items())
+        if name.rpartition("/")[0] == arm and key in run
+    }
 
 
 def table(name: str, cell: dict[str, Any]) -> str:
@@ -70,20 +84,64 @@ def table(name: str, cell: dict[str, Any]) -> str:
         if not found["auc"]:
             continue
         sd = f" ± {np.std(found['auc'], ddof=1):.2f}" if len(found["auc"]) > 1 else ""
-        spreads = [
-            (run["target_entropy"]["p5"], run["target_entropy"]["p95"])
-            for key, run in cell["runs"].items()
-            if key.rpartition("/")[0] == arm and "target_entropy" in run
-        ]
-        entropy = "–" if not spreads else "{:.2f}–{:.2f}".format(*np.mean(spreads, 0))
+        ends = [(row["p5"], row["p95"]) for row in spreads(cell, arm).values()]
+        entropy = "–" if not ends else "{:.2f}–{:.2f}".format(*np.mean(ends, 0))
         means = {metric: float(np.mean(numbers)) for metric, numbers in found.items()}
         less = "–" if arm == "kd" else paired(cell, arm, "kd")[1]
         lines.append(
             f"| {NAMES[arm]} | {len(found['auc'])} | {means['auc']:.2f}{sd} | {less} | {means['micro_f1']:.2f} |"
             f" {means['nll']:.3f} | {means['nll_fitted']:.3f} | {means['calibration_error']:.3f} | {entropy} |"
         )
-    lines += ["", *demands(cell)]
+    lines += ["", *demands(cell), "", *likelihoods(cell), "", *softness(cell)]
+    if name.startswith("dbpedia_pt/"):
+        lines += ["", "The labels of this test are distant ones too: it rewards a model that has learnt their noise."]
     return "\n".join(lines)
+
+
+def likelihoods(cell: dict[str, Any]) -> list[str]:
+    """NLL of each arm less that of two others, raw and after one temperature that was fitted on development data.
+
+    What is left after it isn't mere calibration.
+    """
+    lines = [
+        "| arm | NLL less plain KD | fitted T | NLL less trained again | fitted T |",
+        "|---|---|---|---|---|",
+    ]
+    for arm in (arm for arm in NAMES if values(cell, arm, "nll")):
+        shown = [
+            "–" if arm == other else paired(cell, arm, other, metric)[1]
+            for other in ("kd", "ce_again")
+            for metric in ("nll", "nll_fitted")
+        ]
+        lines.append(f"| {NAMES[arm]} | {' | '.join(shown)} |")
+    return lines
+
+
+def softness(cell: dict[str, Any]) -> list[str]:
+    """The claim of DTR: does the targets' entropy spread (p95 - p5) less than under a fixed temperature?
+
+    Three of them: T = 1, the one with the best development AUC, and the one with the same median entropy.
+    """
+    lines = []
+    for arm in ("dtr", "default", "paper"):
+        own = spreads(cell, arm)
+        others = {
+            "plain KD, T = 1": spreads(cell, "kd"),
+            "the best fixed T": spreads(cell, "kd_tuned"),
+            "a fixed T of equal median": spreads(cell, arm, "fixed_of_equal_median"),
+        }
+        for name, other in others.items():
+            seeds = sorted(own.keys() & other.keys())
+            if not seeds:
+                continue
+            pairs = [(own[seed]["spread"], other[seed]["spread"]) for seed in seeds]
+            narrower = sum(mine < theirs for mine, theirs in pairs)
+            mine, theirs = np.mean(pairs, 0)
+            lines.append(
+                f"- entropy of the targets, {NAMES[arm]}: p95 - p5 = {mine:.3f} against {theirs:.3f} under {name}"
+                f" (difference {with_interval([a - b for a, b in pairs], 3)}); narrower in {narrower} of {len(seeds)}"
+            )
+    return lines
 
 
 def demands(cell: dict[str, Any]) -> list[str]:
@@ -103,7 +161,7 @@ def plot(name: str, cell: dict[str, Any], folder: Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right, far) = pyplot.subplots(1, 3, figsize=(14, 4), layout="constrained")
     for arm in ("teacher", "ce_again", "kd", "kd_tuned", "paper", "default"):
         curves = [run["curve"] for key, run in cell["runs"].items() if key.rpartition("/")[0] == arm]
         if not curves:
@@ -115,17 +173,18 @@ def plot(name: str, cell: dict[str, Any], folder: Path) -> None:
     left.legend(fontsize=8)
     shown = ["kd", "kd_tuned", "mitf", "dtr", "paper", "default"]
     for place, arm in enumerate(shown):
-        spreads = [
-            [run["target_entropy"][mark] for mark in ("p5", "p50", "p95")]
-            for key, run in cell["runs"].items()
-            if key.rpartition("/")[0] == arm and "target_entropy" in run
-        ]
-        if spreads:
-            low, middle, high = np.mean(spreads, 0)
+        found = list(spreads(cell, arm).values())
+        if found:
+            low, middle, high = (float(np.mean([row[mark] for row in found])) for mark in ("p5", "p50", "p95"))
             right.plot([low, high], [place, place], color="tab:blue", linewidth=4, solid_capstyle="butt")
             right.plot([middle], [place], "o", color="black")
+            far.plot([row["spread"] for row in found], [place] * len(found), "o", color="tab:blue", alpha=0.6)
+        same = [row["spread"] for row in spreads(cell, arm, "fixed_of_equal_median").values()]
+        far.plot(same, [place] * len(same), "x", color="tab:orange")
     right.set_yticks(range(len(shown)), [NAMES[arm] for arm in shown])
     right.set(xlabel="entropy of the targets, nats: p5, median, p95", xlim=(0, None))
+    far.set_yticks(range(len(shown)), [])
+    far.set(xlabel="p95 - p5 of each seed, nats; x: a fixed T of equal median", xlim=(0, None))
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"midtd-{name.replace('/', '-')}.svg", metadata={"Date": None})
     pyplot.close(figure)

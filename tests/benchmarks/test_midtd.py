@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.midtd import STUDENT, Cell, flipped, load, store
-from benchmarks.midtd_arms import ARMS, BANDS, TUNED_KD
-from benchmarks.midtd_report import demands, paired, plot, table
+from benchmarks.midtd import STUDENT, Cell, flipped, load, store, subset
+from benchmarks.midtd_arms import ARMS, BANDS, TUNED_KD, entropies, fixed_of_equal_median
+from benchmarks.midtd_report import demands, likelihoods, paired, plot, softness, table
 from compresskit.models.relation import EntityStartForRelationExtraction
+from compresskit.numerics.temperatures import entropy
 from compresskit.tasks.relation_extraction import collate_relations, read_instances
+from compresskit.train.policies import Band, Fixed
 from tests import models
 from tests.tasks.relation_extraction.examples import RELATIONS, records, write
 
@@ -85,5 +88,37 @@ def test_a_cell_from_data_to_tables(tmp_path: Path) -> None:
     assert "MiDTD, default" in written
     assert "MiTF alone" not in written
     assert len(demands(again)) == 4
+    assert [line.split(" | ")[0] for line in likelihoods(again)[2:]] == [
+        "| teacher",
+        "| plain KD, T = 1",
+        "| MiDTD, default",
+    ]
+    (line,) = (line for line in softness(again) if "T = 1" in line)
+    spread = {arm: [runs[f"{arm}/{seed}"]["target_entropy"]["spread"] for seed in (1, 2)] for arm in ("default", "kd")}
+    narrower = sum(ours < theirs for ours, theirs in zip(spread["default"], spread["kd"], strict=True))
+    assert line.endswith(f"narrower in {narrower} of 2")
     plot(cell.name, again, tmp_path / "plots")
     assert (tmp_path / "plots" / "midtd-toy-15-pcnn.svg").stat().st_size > 5000
+
+
+def test_a_fixed_temperature_of_equal_median() -> None:
+    targets = 6 * torch.randn(401, 5, generator=torch.Generator().manual_seed(0))
+    policy = Band(0.3, 0.6)
+    found = fixed_of_equal_median(policy, targets)
+    assert found["p50"] == pytest.approx(float(entropy(targets, policy(targets, targets)[0]).median()), abs=1e-3)
+    assert found["spread"] > entropies(policy, targets)["spread"]
+    assert fixed_of_equal_median(Fixed(2.5), targets)["temperature"] == pytest.approx(2.5, abs=0.01)
+
+
+def test_the_subset_of_dbpedia_keeps_bags_and_a_fifth_of_the_rest(tmp_path: Path) -> None:
+    rows = [row | {"pair": f"pair{number // 2 if number < 40 else number}"} for number, row in enumerate(records(440))]
+    kept = subset(read_instances(write(tmp_path / "rows.jsonl", rows)))
+    pairs = [item.pair for item in kept]
+    assert pairs[:40] == [f"pair{number // 2}" for number in range(40)]
+    assert 0.1 < len(pairs[40:]) / 400 < 0.3
+    assert all(int(hashlib.md5(f"s{pair}".encode()).hexdigest(), 16) % 100 < 20 for pair in pairs[40:])
+    folder = toy(tmp_path).rename(tmp_path / "dbpedia_pt")
+    (folder / "test.jsonl.gz").rename(folder / "test_ds.jsonl.gz")
+    cell = Cell(folder, 0, "pcnn", tmp_path / "work")
+    assert len(cell.test) == 36
+    assert cell.options.epochs == 5
