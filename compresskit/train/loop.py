@@ -249,6 +249,9 @@ class _RecoveryTrainer(StudentTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
         student = self.loop.student.eval()
+        tell = getattr(self.loop.objective, "at", None)
+        if tell is not None:
+            tell(self.loop.step / max(1, self.loop.options.steps or 1))
         with self.loop.autocast():
             targets = self.loop.source.of(inputs["numbers"].tolist(), batch)
         on_device = {name: tensor.to(student.device) for name, tensor in targets.items()}

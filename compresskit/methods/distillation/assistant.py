@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from compresskit.core import anatomy, surgery
 from compresskit.core.context import Context
+from compresskit.core.cutting import chosen
 from compresskit.core.sites import Site
 from compresskit.errors import DataError
 from compresskit.methods.distillation._language import no_logits
@@ -37,10 +38,8 @@ def shortened(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     """A copy with at most ``layers`` blocks in each stack: the first, the last, and evenly between them."""
     found = copy.deepcopy(model)
     for stack in anatomy.of(found).stacks:
-        last = len(stack.blocks) - 1
-        if layers <= last:
-            kept = [round(number * last / max(1, layers - 1)) for number in range(layers)]
-            surgery.keep_blocks(found, stack, kept)
+        if layers < len(stack.blocks):
+            surgery.keep_blocks(found, stack, chosen("spread", layers, len(stack.blocks)))
     for parameter in found.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return found.eval()

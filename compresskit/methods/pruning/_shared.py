@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,39 +12,14 @@ from transformers import PreTrainedModel
 from compresskit.calibrate.blocks import BlockCalibration
 from compresskit.calibrate.moments import Moments, input_moments
 from compresskit.core.context import Context
+from compresskit.core.cutting import kept_count, refuse_unplain, shared_with
 from compresskit.core.sites import Site
-from compresskit.core.surgery import aliases, tied_elsewhere
-from compresskit.core.weights import view, view_of
+from compresskit.core.weights import view
 from compresskit.errors import ModelError
 from compresskit.numerics.refit import RIDGE, Refit, ridge_refit
 
 GRAM_BYTES = 2**30
 """Second moments that are held at once; beyond it, sites are measured one after the other."""
-
-
-def refuse_unplain(model: PreTrainedModel, paths: Sequence[str]) -> str | None:
-    """Why the matrices at ``paths`` can't be cut: one was replaced by an earlier step, or is shared."""
-    for path in paths:
-        module = model.get_submodule(path)
-        if view_of(path, module) is None:
-            return f"an earlier step made {path} a {type(module).__name__}, which can't be cut: prune first"
-        shared = shared_with(model, path)
-        if shared is not None:
-            return f"{path} shares parameters with {shared}: prune before sharing"
-    return None
-
-
-def shared_with(model: PreTrainedModel, path: str) -> str | None:
-    """A module elsewhere that uses parameters of the module at ``path``, or None."""
-    found = [*aliases(model, path), *tied_elsewhere(model, path)]
-    return found[0] if found else None
-
-
-def kept_count(total: int, keep: float, round_to: int = 1) -> int:
-    """How many of ``total`` to keep: the nearest multiple of ``round_to``, the lower of two; at least one multiple."""
-    # The slack keeps 0.35 of 10 at 3.5, which binary fractions would make more.
-    count = math.ceil(keep * total / round_to - 0.5 - 1e-9)
-    return min(total, max(1, count) * round_to)
 
 
 def measured(

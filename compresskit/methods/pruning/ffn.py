@@ -15,6 +15,7 @@ from compresskit.core import surgery
 from compresskit.core.anatomy import FeedForward
 from compresskit.core.compressor import Compressor, Gain, Need
 from compresskit.core.context import Context
+from compresskit.core.cutting import neuron_bytes
 from compresskit.core.sites import Site
 from compresskit.core.weights import view
 from compresskit.methods.pruning import _criteria, _shared
@@ -68,16 +69,8 @@ class Ffn(Compressor):
 
     def predicted_saving(self, model: PreTrainedModel, sites: Sequence[Site]) -> int | None:
         """Rows of the inputs with their biases, columns of the output."""
-        saved = 0
-        for site in sites:
-            ffn: FeedForward = site.part
-            gone = ffn.width - self._width(ffn)
-            for path in ffn.inputs:
-                plain = view(model, path)
-                saved += gone * (plain.in_features + (plain.bias is not None)) * plain.weight.element_size()
-            output = view(model, ffn.output)
-            saved += gone * output.out_features * output.weight.element_size()
-        return saved
+        ffns: list[FeedForward] = [site.part for site in sites]
+        return sum((ffn.width - self._width(ffn)) * neuron_bytes(model, ffn) for ffn in ffns)
 
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
         ffn: FeedForward = site.part

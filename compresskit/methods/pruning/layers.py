@@ -12,6 +12,7 @@ from compresskit.calibrate.moments import block_similarities
 from compresskit.core import anatomy, surgery
 from compresskit.core.compressor import Compressor, Gain, Need
 from compresskit.core.context import Context
+from compresskit.core.cutting import block_bytes
 from compresskit.core.sites import Site
 from compresskit.methods.pruning._shared import kept_count, shared_with
 from compresskit.registry import register
@@ -69,10 +70,10 @@ class Layers(Compressor):
         """Bytes of the blocks that go; the blocks of a stack are of one size unless they were pruned before."""
         if self.drop is not None:
             paths = [block.path for block in anatomy.of(model).blocks]
-            return sum(_bytes(model, paths[index]) for index in self.drop)
+            return sum(block_bytes(model, paths[index]) for index in self.drop)
         saved = 0
         for _, blocks in _by_stack(model, sites):
-            sizes = {_bytes(model, site.path) for site in blocks if site.part.pinned is None}
+            sizes = {block_bytes(model, site.path) for site in blocks if site.part.pinned is None}
             gone = self._surplus(blocks)
             if len(sizes) > 1 and gone:
                 return None
@@ -169,7 +170,3 @@ def _by_stack(model: PreTrainedModel, sites: Sequence[Site]) -> list[tuple[anato
         if mine:
             found.append((stack, mine))
     return found
-
-
-def _bytes(model: PreTrainedModel, path: str) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.get_submodule(path).parameters())
