@@ -32,6 +32,7 @@ RANKS = (
     ("pipeline",),
     ("suite",),
     ("cli",),
+    ("__main__",),
 )
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 NO_METHOD_AND_NO_RECIPE = ("checkpoint", "bench", "export")
