@@ -80,6 +80,8 @@ class _Reader:
             self.read_attributes(path, live, stock)
         if getattr(live, "compresskit_attention", None):
             self.emit("attention", path, settings=live.compresskit_attention)
+        if getattr(live, "compresskit_kv_cache", None):
+            self.emit("kv_cache", path, settings=live.compresskit_kv_cache)
         self.read_dropped(path, live, stock)
         for name, child in live._modules.items():
             if child is not None:

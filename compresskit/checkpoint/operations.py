@@ -76,6 +76,7 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "tie": {"source": str, "target": str},
     "untie": {"target": str},
     "attention": {"path": str, "settings": dict},
+    "kv_cache": {"path": str, "settings": dict},
 }
 _OPTIONAL = {"replace": {"new"}, "resize": {"new"}}
 
@@ -265,6 +266,7 @@ _ABSENT = object()
 _RUNTIME = frozenset(
     {
         "compresskit_attention",
+        "compresskit_kv_cache",
         "config",
         "gradient_checkpointing",
         "is_parallelizable",
@@ -353,6 +355,16 @@ def _attention(model: PreTrainedModel, operation: Operation) -> bool:
     return True
 
 
+def _kv_cache(model: PreTrainedModel, operation: Operation) -> bool:
+    from compresskit.nn.kv_cache import install
+
+    module = _module(model, operation)
+    if module is None:
+        return False
+    install(model, module, operation["settings"])
+    return True
+
+
 _CARRY_OUT: dict[str, Callable[[PreTrainedModel, Operation], bool]] = {
     "replace": _replace,
     "resize": _resize,
@@ -361,6 +373,7 @@ _CARRY_OUT: dict[str, Callable[[PreTrainedModel, Operation], bool]] = {
     "tie": _tie,
     "untie": _untie,
     "attention": _attention,
+    "kv_cache": _kv_cache,
 }
 
 

@@ -107,8 +107,9 @@ def picture(model: PreTrainedModel, *, as_loaded: bool = False, apart: Iterable[
         modules[path] = _kind(module)
         if not is_compressed(module):
             attributes.update({f"{path}:{name}": plain_setting(module, name) for name in settings(module)})
-        if getattr(module, "compresskit_attention", None):
-            attention[path] = plain(module.compresskit_attention)
+        for name in ("compresskit_attention", "compresskit_kv_cache"):
+            if getattr(module, name, None):
+                attention[f"{path}:{name}"] = plain(getattr(module, name))
     return Picture(
         modules=modules,
         attributes=attributes,

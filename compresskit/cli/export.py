@@ -126,6 +126,7 @@ def _view(report: ExportReport, weights: int, candidates: list[Candidate]) -> Re
     )
     rows.append(("against the model", f"{agreement}, over {len(report.parity)} outputs in ONNX Runtime"))
     rows.append(("opset", f"{report.opset}, profile {report.profile}"))
+    rows += [("note", warning) for warning in report.warnings]
     tables = [table(("", ""), rows)]
     if candidates:
         tables.insert(0, _choice(candidates))

@@ -19,6 +19,7 @@ from compresskit.core import anatomy
 from compresskit.core.weights import gate, view
 from compresskit.errors import ModelError
 from compresskit.nn.attention import install as install_attention
+from compresskit.nn.kv_cache import install as install_kv_cache
 from compresskit.nn.recurrent import Recurrent
 
 __all__ = [
@@ -329,6 +330,11 @@ def _renumber(block: nn.Module, index: int) -> None:
     for module in block.modules():
         if hasattr(module, "layer_idx"):
             module.layer_idx = index  # type: ignore[assignment]
+
+
+def set_kv_cache(model: PreTrainedModel, path: str, settings: dict[str, Any] | None) -> None:
+    """Let the cache of the attention module at ``path`` be kept as ``settings`` say; None gives the stock one back."""
+    install_kv_cache(model, model.get_submodule(path), settings)
 
 
 def set_attention(model: PreTrainedModel, path: str, settings: dict[str, Any] | None) -> None:

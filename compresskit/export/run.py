@@ -36,9 +36,15 @@ from compresskit.export.trace import (
     traceable_attention,
 )
 from compresskit.export.writing import check_writing
+from compresskit.nn.kv_cache import without
 
 Progress = Callable[[float, str], None]
 Batches = Mapping[str, Mapping[str, Tensor]]
+
+_FLOAT_CACHE = (
+    "quantization.kv_cache is not in the files: no operator of ONNX reads a cache of a few bits, so they take and give "
+    "keys and values in floats"
+)
 
 EXTERNAL_ABOVE = 2_000_000_000
 """Bytes of weights from which they go into a second file: protobuf holds 2 GiB."""
@@ -94,7 +100,7 @@ def export_onnx(
     held_to = parity.rule(model, profile)
     cases: list[parity.Case] = []
     made: dict[str, tuple[Path, Task, Audit]] = {}
-    with staging(target) as folder, evaluating(model), lowering(profile):
+    with staging(target) as folder, evaluating(model), without(model) as had_caches, lowering(profile):
         jobs = _jobs(model, tokenizer, sentence_transformer, pooling, cache, target)
         for number, (file, task, batches) in enumerate(jobs):
             begin = number / len(jobs)
@@ -123,7 +129,8 @@ def export_onnx(
         publish(staged, target)
     graphs = {name: _described(target.parent / path.name, task, report) for name, (path, task, report) in made.items()}
     seconds = time.perf_counter() - began
-    return ExportReport(target, profile, version, held_to, graphs, sizes, cases, seconds, [])
+    warnings = [_FLOAT_CACHE] if had_caches and any(task.step for _, task, _ in made.values()) else []
+    return ExportReport(target, profile, version, held_to, graphs, sizes, cases, seconds, warnings)
 
 
 def _opset(profile: str, opset: int | None) -> int:

@@ -12,6 +12,7 @@ from compresskit.calibrate.outputs import outputs_of, result_mask
 from compresskit.core import anatomy
 from compresskit.core.context import Batch
 from compresskit.errors import InternalError, ModelError
+from compresskit.nn import kv_cache
 
 FLOAT_TOLERANCE = 1e-5
 INTEGER_COSINE = 0.999
@@ -19,12 +20,13 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def hooks(model: nn.Module) -> set[tuple[str, str, int]]:
-    """Every hook on ``model``: (module, kind, id)."""
+    """Every hook on ``model``: (module, kind, id); not the one that a layout brings back."""
     return {
         (path, kind, number)
         for path, module in model.named_modules()
         for kind in _HOOKS
-        for number in getattr(module, kind)
+        for number, hook in getattr(module, kind).items()
+        if hook is not kv_cache.put_into
     }
 
 
@@ -115,6 +117,8 @@ def check_cache(model: PreTrainedModel, batch: Batch, step: str) -> str | None:
     pieces = torch.cat(parts, dim=1)
     scale = max(float(whole.abs().max()), 1e-6)
     worst = float((whole - pieces).abs().max()) / scale
+    if any(kv_cache.settings_of(module) for module in model.modules()):
+        return f"keys and values are kept in a few bits: cached steps differ by up to {worst:.1e} (relative)"
     if scales_depend_on_batch(model):
         return f"per-tensor activation scales depend on the length: cached steps differ by up to {worst:.1e} (relative)"
     if has_integer_layers(model) or model.dtype in (torch.float16, torch.bfloat16):

@@ -55,9 +55,10 @@ def fingerprint(model: nn.Module) -> dict[str, tuple[Any, ...]]:
     for name, entry in summary.items():
         summary[name] = (*entry[:-1], owners.setdefault(entry[-1], name))
     for name, module in model.named_modules():
-        settings = getattr(module, "compresskit_attention", None)
-        if settings:
-            summary[f"{name}#attention"] = (json.dumps(settings, sort_keys=True),)
+        for what in ("compresskit_attention", "compresskit_kv_cache"):
+            settings = getattr(module, what, None)
+            if settings:
+                summary[f"{name}#{what}"] = (json.dumps(settings, sort_keys=True),)
     return summary
 
 
