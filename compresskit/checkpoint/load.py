@@ -230,6 +230,19 @@ def describe(model: PreTrainedModel) -> CompressedConfig | None:
     )
 
 
+def stored_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of ``model`` by the names under which they are stored: of shared ones, one."""
+    from compresskit.checkpoint.diff import stored_name
+    from compresskit.checkpoint.skeleton import tie_groups
+
+    state: dict[str, Tensor] = model.state_dict()
+    for group in tie_groups(model, known=False):
+        kept = stored_name(model, group) if len(group) > 1 else ""
+        for name in group - {kept} if kept else ():
+            state.pop(name, None)
+    return state
+
+
 def state_to_write(model: PreTrainedModel, settings: CompressedConfig) -> dict[str, Tensor]:
     """The tensors of ``model`` with shared ones once, and the guarded one under its second name."""
     from transformers.core_model_loading import dot_natural_key
@@ -239,17 +252,10 @@ def state_to_write(model: PreTrainedModel, settings: CompressedConfig) -> dict[s
     from compresskit.checkpoint.diff import stored_name
     from compresskit.checkpoint.skeleton import tie_groups
 
-    state = model.state_dict()
+    state = stored_state(model)
     guarded = str(path_of(model, settings.guard))
-    for group in tie_groups(model, known=False):
-        if len(group) == 1:
-            continue
-        kept = stored_name(model, group)
-        for name in group - {kept}:
-            state.pop(name, None)
-        if guarded in group:
-            guarded = kept
-    guard.hide(state, guarded)
+    group = next(group for group in tie_groups(model, known=False) if guarded in group)
+    guard.hide(state, guarded if len(group) == 1 else stored_name(model, group))
     # Which shard a tensor goes to follows this order; transformers sorts only models that were loaded.
     return dict(sorted(state.items(), key=lambda item: dot_natural_key(item[0])))
 

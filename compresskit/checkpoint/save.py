@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,16 +104,49 @@ def save_checkpoint(
         ResourceError: CK-I005, CK-I007 to CK-I009: rights, full disk, failure, another run.
         ModelError: CK-I015, CK-I016, CK-M014: the files don't give the model back, or it can't be saved.
     """
+    from compresskit.checkpoint import readback
+
+    def write(folder: Path) -> bool:
+        return readback.write_model(model, folder, max_shard_size)
+
+    def check(folder: Path) -> Source:
+        return readback.read_back(model, folder)
+
+    return save_written(
+        write, check, output, needed=_bytes_of(model), source=source, extra_files=extra_files, overwrite=overwrite
+    )
+
+
+def save_written(
+    write: Callable[[Path], bool],
+    check: Callable[[Path], Source],
+    output: str | Path,
+    *,
+    needed: int,
+    source: Source | None = None,
+    extra_files: Mapping[str, Content] | None = None,
+    overwrite: bool = False,
+) -> SavedCheckpoint:
+    """Make the checkpoint ``output`` of what ``write`` puts into a folder and ``check`` finds to be right there.
+
+    Args:
+        write: writes weights and config; whether they are a stock checkpoint.
+        check: reads them back, and opens them.
+        needed: bytes that it may take.
+
+    Raises:
+        As ``save_checkpoint``, and what the two raise.
+    """
     path = check_output(output, source=source, overwrite=overwrite)
     files = {_allowed(name): content for name, content in (extra_files or {}).items()}
     with output_lock(path):
         # Again, now that what a killed run left is cleaned up and nobody else can write.
         check_output(path, source=source, overwrite=overwrite)
-        with _staging(path, needed=_bytes_of(model)) as staged:
+        with _staging(path, needed=needed) as staged:
             point("save.begin")
             staged.mkdir()
             point("save.staged")
-            saved = _fill(staged, model, source, files, max_shard_size)
+            saved = _fill(staged, write, check, source, files)
             point("save.complete")
             commit(staged, path)
         point("save.end")
@@ -136,12 +169,16 @@ def _staging(output: Path, needed: int | None = None) -> Iterator[Path]:
 
 
 def _fill(
-    staged: Path, model: PreTrainedModel, source: Source | None, files: Mapping[str, Content], max_shard_size: str
+    staged: Path,
+    write: Callable[[Path], bool],
+    check: Callable[[Path], Source],
+    source: Source | None,
+    files: Mapping[str, Content],
 ) -> SavedCheckpoint:
     """Write everything into ``staged``, read it back, and list it in the manifest."""
-    from compresskit.checkpoint import readback
+    from compresskit.checkpoint.readback import corrupted
 
-    native = readback.write_model(model, staged, max_shard_size)
+    native = write(staged)
     point("save.weights")
     promised: dict[str, str] = {}
     for name, origin in (source.companion_files() if source is not None else {}).items():
@@ -152,13 +189,13 @@ def _fill(
         promised[name] = _write(staged / name, content)
     point("save.extra")
     _settle_modes(staged)
-    checked = readback.read_back(model, staged)
+    checked = check(staged)
     point("save.verified")
     known = {name: Entry(name, (staged / name).stat().st_size, sha256) for name, sha256 in checked.hashes().items()}
     listed = manifest.build(staged, known=known)
     for name, sha256 in promised.items():
         if listed.by_path()[name].sha256 != sha256:
-            raise readback.corrupted(staged, f"{printable(name)} is not what was written")
+            raise corrupted(staged, f"{printable(name)} is not what was written")
     _write_manifest(staged, listed)
     return SavedCheckpoint(staged, native, checked.disk_bytes, listed)
 

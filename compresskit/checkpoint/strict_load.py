@@ -83,13 +83,7 @@ def load_strict(
         except MemoryError as error:
             raise ResourceError("CK-M024", "there is not enough memory to load the model", where=where) from error
         except _LOADING as error:
-            raise ModelError(
-                "CK-M018",
-                "transformers can't load the model",
-                where=where,
-                why=_first_lines(error),
-                fix="check that this transformers version knows the model type; upgrade it, or restore config.json",
-            ) from error
+            raise _refused_by_transformers(where, error) from error
     _check_report(model, report, where)
     if "quantization_config" not in config:
         _check_ties(model, tensors, where)
@@ -130,6 +124,46 @@ def _empty_model(folder: Path, config: Mapping[str, Any], trust_remote_code: boo
         return auto, auto.from_config(settings, trust_remote_code=trust_remote_code)
 
 
+def empty_of(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    *,
+    dtype: torch.dtype | str,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The model of the checked ``folder`` without values: on the meta device, tied as its class ties it.
+
+    Raises:
+        ModelError: CK-M007, sizes that the files can't fill; CK-M018, anything transformers refuses.
+        UsageError: CK-M023, no such type.
+    """
+    wanted, where = _type(dtype), printable(folder)
+    try:
+        cls, empty = _empty_model(folder, config, trust_remote_code)
+        _refuse_absurd(empty, tensors, where)
+        with torch.device("meta"):
+            model: PreTrainedModel = cls._from_config(empty.config, dtype=wanted)
+    except _LOADING as error:
+        raise _refused_by_transformers(where, error) from error
+    return model.eval()
+
+
+def _refused_by_transformers(where: str, error: BaseException) -> ModelError:
+    return ModelError(
+        "CK-M018",
+        "transformers can't load the model",
+        where=where,
+        why=_first_lines(error),
+        fix="check that this transformers version knows the model type; upgrade it, or restore config.json",
+    )
+
+
+def is_stale(name: str, model_type: str) -> bool:
+    """Whether a tensor of a file is one that older versions of transformers wrote and today's compute."""
+    return any(re.search(pattern, name) for pattern in (*STALE["*"], *STALE.get(model_type, ())))
+
+
 def _refuse_absurd(empty: nn.Module, tensors: Mapping[str, TensorInfo], where: str) -> None:
     described = sum(parameter.numel() for parameter in empty.parameters())
     held = sum(tensor.elements for tensor in tensors.values())
@@ -144,8 +178,7 @@ def _refuse_absurd(empty: nn.Module, tensors: Mapping[str, TensorInfo], where: s
 
 def _check_report(model: PreTrainedModel, report: Mapping[str, Any], where: str) -> None:
     missing: set[str] = set(report["missing_keys"])
-    stale = [re.compile(pattern) for pattern in (*STALE["*"], *STALE.get(model.config.model_type, ()))]
-    extra = {name for name in report["unexpected_keys"] if not any(pattern.search(name) for pattern in stale)}
+    extra = {name for name in report["unexpected_keys"] if not is_stale(name, model.config.model_type)}
     shapes = sorted((str(name), tuple(found), tuple(wanted)) for name, found, wanted in report["mismatched_keys"])
     missing -= {name for name, _, _ in shapes}
     if shapes:

@@ -19,5 +19,8 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="run the model's own code; needs --revision with a full commit")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="treat skipped sites and settings without effect as errors")]
+LowMemory = Annotated[
+    bool, typer.Option("--low-memory", help="one block in memory at a time; for methods that need no data")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object, last on stdout")]

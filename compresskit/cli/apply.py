@@ -30,6 +30,7 @@ def apply(
     plugin: option.Plugins = None,
     trust_remote_code: option.TrustRemoteCode = False,
     strict: option.Strict = False,
+    low_memory: option.LowMemory = False,
     quiet: option.Quiet = False,
     json: option.Json = False,
 ) -> None:
@@ -55,6 +56,7 @@ def apply(
         seed=seed,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        low_memory=low_memory,
     )
     if recipe.endswith(".ckplan"):
         saved = pipeline.load_plan(Path(recipe))

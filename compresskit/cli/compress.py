@@ -16,10 +16,20 @@ def compress(
     preset: Annotated[str, typer.Option("--preset", help="a shipped recipe: `compresskit recipes list`")] = "int8",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing output")] = False,
     threads: option.Threads = None,
+    low_memory: option.LowMemory = False,
     quiet: option.Quiet = False,
     json: option.Json = False,
 ) -> None:
     """Compress a model by a shipped recipe: the short form of `apply`."""
     from compresskit.cli.apply import apply
 
-    apply(preset, model=model, output=output, overwrite=overwrite, threads=threads, quiet=quiet, json=json)
+    apply(
+        preset,
+        model=model,
+        output=output,
+        overwrite=overwrite,
+        threads=threads,
+        low_memory=low_memory,
+        quiet=quiet,
+        json=json,
+    )

@@ -20,6 +20,7 @@ def plan(
     plugin: option.Plugins = None,
     trust_remote_code: option.TrustRemoteCode = False,
     strict: option.Strict = False,
+    low_memory: option.LowMemory = False,
     json: option.Json = False,
 ) -> None:
     """Show what a recipe would do to a model: sites, sizes, warnings."""
@@ -27,7 +28,9 @@ def plan(
     from compresskit.cli._view import plan_view
 
     registry.load_plugins(plugin or [])
-    options = pipeline.Options(strict=strict, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    options = pipeline.Options(
+        strict=strict, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, low_memory=low_memory
+    )
     made = pipeline.plan(model, recipe, options=options)
     if output is not None:
         pipeline.save_plan(made, output)

@@ -36,6 +36,9 @@ class Compressor(BaseModel, ABC):
     needs: ClassVar[frozenset[Need]] = frozenset()
     shrinks: ClassVar[frozenset[Gain]] = frozenset()
     walk: ClassVar[Walk] = "model"
+    streams: ClassVar[bool] = False
+    """Whether each site is changed by its own weights alone, the same whatever else is in memory. Only such methods run
+    part by part on a model larger than memory. ``context.details`` then names ``bytes`` before and after."""
     paper: ClassVar[str] = ""
     package: ClassVar[str] = ""
     """An optional package without which the method refuses every site."""

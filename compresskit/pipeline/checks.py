@@ -41,7 +41,9 @@ def refuse_new_hooks(model: nn.Module, before: set[tuple[str, str, int]], step: 
 def refuse_non_finite(model: nn.Module, outputs: Sequence[Tensor], step: str) -> None:
     """Raise if a parameter or an output is NaN or infinite after ``step``."""
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+        if parameter.device.type == "meta" or not parameter.is_floating_point():
+            continue
+        if not bool(torch.isfinite(parameter).all()):
             raise ModelError("CK-T051", f"{step} made values that are not finite", where=name)
     for batch, output in enumerate(outputs):
         if not bool(torch.isfinite(output).all()):

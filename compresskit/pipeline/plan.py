@@ -128,6 +128,15 @@ def make_plan(model: PreTrainedModel, recipe: Recipe, source: Source | None, *, 
     )
 
 
+def resolutions(model: PreTrainedModel, recipe: Recipe, *, strict: bool = False) -> list[Resolution]:
+    """The sites of every step, on the tree as the steps before will leave it."""
+    tree, found = _ExpectedTree(model), []
+    for number, step in enumerate(recipe.steps, 1):
+        found.append(tree.resolve(step.method, strict=strict))
+        tree.follow(step_label(number, step.method), step.method, found[-1].sites)
+    return found
+
+
 def step_label(number: int, method: Compressor) -> str:
     """``step 2 (pruning.ffn)``."""
     return f"step {number} ({method.full_name()})"
@@ -180,9 +189,11 @@ class _ExpectedTree:
     def saving(self, method: Compressor, sites: Sequence[Site]) -> int | None:
         """Bytes that ``method`` will save, or None where only data decide, or an earlier step makes the sites.
 
+        Also None for a model without values: they decide the type of scales.
+
         A method counts on the model as it is; of a block that an earlier step halved, half of that is left to save.
         """
-        if {site.path for site in sites} & self._made():
+        if {site.path for site in sites} & self._made() or self.model.device.type == "meta":
             return None
         if any(site.kind in ("block", "model") for site in sites):
             return method.predicted_saving(self.model, sites)

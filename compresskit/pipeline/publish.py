@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from compresskit.pipeline.profiles import AUTO, export_best
 from compresskit.pipeline.quality import measure_quality
 from compresskit.pipeline.result import Result
 from compresskit.recipe import Recipe
-from compresskit.recipe.gates import Kind, Measured, check_gates
+from compresskit.recipe.gates import Kind, Measured, Verdict, check_gates
 from compresskit.recipe.schema import OnnxExport
 from compresskit.report.card import model_card
 from compresskit.tasks.fidelity import Reference
@@ -55,15 +56,29 @@ def publish(
     result.after["disk_bytes"] = saved.disk_bytes
     result.quality = measure_quality(recipe, source, staged)
     verdicts = check_gates(recipe.gates, _measured(result, source, staged, recipe), max_drop=options.max_drop)
+    if all(verdict.passed for verdict in verdicts) and recipe.export is not None and recipe.export.onnx is not None:
+        result.onnx = _export(staged, source, recipe.export.onnx)
+    hand_over(result, staged, output, verdicts, type(model).__name__, started, overwrite=options.overwrite)
+
+
+def hand_over(
+    result: Result,
+    staged: Path,
+    output: Path,
+    verdicts: Sequence[Verdict],
+    architecture: str,
+    started: float,
+    *,
+    overwrite: bool,
+) -> None:
+    """Write report and card into the finished checkpoint ``staged`` and put it in place; raise on a missed gate."""
     result.gates = [verdict.to_dict() for verdict in verdicts]
     missed = [verdict for verdict in verdicts if not verdict.passed]
-    if not missed and recipe.export is not None and recipe.export.onnx is not None:
-        result.onnx = _export(staged, source, recipe.export.onnx)
     result.seconds = round(time.perf_counter() - started, 2)
-    card = model_card(result.to_dict(), architecture=type(model).__name__)
+    card = model_card(result.to_dict(), architecture=architecture)
     target = output.with_name(f"{output.name}.rejected") if missed else output
     add_files(staged, {"report.json": report_json(result).encode(), "README.md": card.encode()})
-    publish_folder(staged, target, overwrite=options.overwrite or bool(missed))
+    publish_folder(staged, target, overwrite=overwrite or bool(missed))
     if missed:
         raise GateError(
             "CK-G001",

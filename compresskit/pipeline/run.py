@@ -34,6 +34,7 @@ from compresskit.pipeline.plan import Plan, data_files, make_plan, recipe_hash, 
 from compresskit.pipeline.publish import domain_warnings, publish
 from compresskit.pipeline.result import Result
 from compresskit.pipeline.steps import StepRunner
+from compresskit.pipeline.streaming import apply_streamed, plan_streamed
 from compresskit.pipeline.workspace import Workspace, fingerprint
 from compresskit.recipe import Recipe
 from compresskit.tasks.fidelity import Reference
@@ -43,7 +44,11 @@ DISK_MARGIN = 1.2
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, as opposed to what: none of it changes the result of a finished run, but for seed and device."""
+    """How to run, as opposed to what: none of it changes the result of a finished run, but for seed and device.
+
+    With ``low_memory`` one block of the model is in memory at a time. The weights are those of any other run; the
+    result isn't run, and methods that look at more than single matrices are refused.
+    """
 
     overwrite: bool = False
     resume: bool = False
@@ -55,6 +60,7 @@ class Options:
     seed: int = 0
     revision: str | None = None
     trust_remote_code: bool = False
+    low_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ def plan(model: str | Path | None, recipe: Any, *, options: Options | None = Non
     options = options or Options()
     parsed = Recipe.load(recipe)
     source = _open(model, parsed, options)
+    if options.low_memory:
+        return plan_streamed(parsed, source, options)
     return make_plan(source.load_model(dtype=options.dtype), parsed, source, strict=options.strict)
 
 
@@ -110,7 +118,7 @@ def apply(
         expected: a saved plan; another model or recipe than it was made for is refused.
 
     Returns:
-        Result: with ``.model`` the live compressed model.
+        Result: with ``.model`` the live compressed model; none with ``low_memory``.
 
     Raises:
         GateError: a gate was missed; the best effort is in ``OUT.rejected``.
@@ -121,7 +129,7 @@ def apply(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if isinstance(model, PreTrainedModel):
-        if output is not None:
+        if output is not None or options.low_memory:
             raise UsageError("CK-U014", "a loaded model has no files to travel along", fix="give the checkpoint's path")
         return _Run(parsed, None, None, options, listener, expected).execute(model, tokenizer)
     source = _open(model, parsed, options)
@@ -135,6 +143,10 @@ def apply(
                 stack.enter_context(output_lock(place))
 
             processes.lead(take)
+        if options.low_memory:
+            if target is None:
+                raise UsageError("CK-U015", "no output folder given: with low memory there is no model to give back")
+            return apply_streamed(parsed, source, target, options, listener, expected)
         run = _Run(parsed, source, target, options, listener, expected)
         return run.execute(source.load_model(dtype=options.dtype, device=options.device), source.load_tokenizer())
 

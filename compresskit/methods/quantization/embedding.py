@@ -31,6 +31,7 @@ class Embedding(Compressor):
     sites: ClassVar[frozenset[str]] = frozenset({"embedding"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory"})
     leaves: ClassVar[tuple[str, ...] | None] = ()
+    streams: ClassVar[bool] = True
     paper: ClassVar[str] = "Shen et al., Q-BERT (group-wise), 2020 (arXiv 1909.05840); scales by least squares"
 
     bits: Bits = Field(8, description="8: symmetric; less: packed without gaps, with zero points and float16 scales")

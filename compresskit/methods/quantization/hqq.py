@@ -30,6 +30,7 @@ class Hqq(WeightOnly):
     sites: ClassVar[frozenset[str]] = frozenset({"matrix"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory"})
     leaves: ClassVar[tuple[str, ...] | None] = ()
+    streams: ClassVar[bool] = True
     paper: ClassVar[str] = "Badri and Shaji, Half-Quadratic Quantization, 2023"
 
     power: float = Field(POWER, gt=0, le=1, description="p of the error |w - w'|^p that is minimised")

@@ -30,6 +30,7 @@ class Int8(Compressor):
     sites: ClassVar[frozenset[str]] = frozenset({"matrix"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory", "latency"})
     leaves: ClassVar[tuple[str, ...] | None] = ()
+    streams: ClassVar[bool] = True
     paper: ClassVar[str] = "Zafrir et al., Q8BERT, 2019 (arXiv 1910.06188); dynamic activations as in ONNX Runtime"
 
     activations: Literal["token", "tensor"] = Field(

@@ -35,6 +35,7 @@ class Nf4(Compressor):
     sites: ClassVar[frozenset[str]] = frozenset({"matrix"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory"})
     leaves: ClassVar[tuple[str, ...] | None] = ()
+    streams: ClassVar[bool] = True
     paper: ClassVar[str] = "Dettmers et al., QLoRA, NeurIPS 2023 (arXiv 2305.14314)"
 
     group: int = Field(64, ge=2, description="columns that share a scale; it must divide the columns of the matrix")

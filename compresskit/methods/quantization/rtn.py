@@ -31,6 +31,7 @@ class Rtn(SymmetricOrNot):
     sites: ClassVar[frozenset[str]] = frozenset({"matrix"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory"})
     leaves: ClassVar[tuple[str, ...] | None] = ()
+    streams: ClassVar[bool] = True
     paper: ClassVar[str] = "Jacob et al. 2018 (arXiv 1712.05877); groups: Shen et al. 2020 (arXiv 1909.05840)"
 
     per: Literal["group", "channel", "tensor"] = Field(  # type: ignore[assignment]
