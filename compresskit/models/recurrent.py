@@ -47,6 +47,31 @@ class RecurrentForSequenceClassification(PreTrainedModel):
         self.classifier = nn.Linear(config.hidden * (1 + config.bidirectional), int(config.num_labels or 2))
         self.post_init()
 
+    @classmethod
+    def of_teacher(cls, teacher: PreTrainedModel, seed: int = 0, **settings: Any) -> RecurrentForSequenceClassification:
+        """A student for ``teacher``, any classifier: its classes, its tokens and its table of words; the rest is new.
+
+        Save it with the teacher's tokenizer, and a recipe names the folder as its ``model``.
+
+        Args:
+            settings: of ``RecurrentConfig``, such as ``hidden`` or ``layers``; the word size is the teacher's.
+        """
+        table = teacher.get_input_embeddings().weight
+        config = RecurrentConfig(
+            vocab_size=table.shape[0],
+            word_size=table.shape[1],
+            pad_token_id=teacher.config.pad_token_id or 0,
+            id2label=dict(teacher.config.id2label or {}),
+            label2id=dict(teacher.config.label2id or {}),
+            **settings,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = cls(config)
+        with torch.no_grad():
+            made.words.weight.copy_(table)
+        return made.eval()
+
     def get_input_embeddings(self) -> nn.Module:
         """The table of words."""
         return self.words
