@@ -56,7 +56,7 @@ class RecurrentForSequenceClassification(PreTrainedModel):
         Args:
             settings: of ``RecurrentConfig``, such as ``hidden`` or ``layers``; the word size is the teacher's.
         """
-        table = teacher.get_input_embeddings().weight
+        table: Any = teacher.get_input_embeddings().weight
         config = RecurrentConfig(
             vocab_size=table.shape[0],
             word_size=table.shape[1],
