@@ -29,6 +29,7 @@ from compresskit.calibrate.text import builtin_texts
 from compresskit.checkpoint.source import open_source
 from compresskit.core.context import Batch, Context
 from compresskit.core.targets import resolve
+from compresskit.core.weights import view
 from compresskit.tasks.fidelity import compare, outputs
 
 RESULT = Path(__file__).parent / "results" / "quantization_curve.json"
@@ -41,26 +42,46 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def compressed(model: PreTrainedModel, name: str, options: dict[str, Any], batches: Sequence[Batch]) -> dict[str, Any]:
-    """A compressed copy of ``model``, its seconds, and bits on disk for each weight of its matrices."""
+def compressed(
+    model: PreTrainedModel,
+    name: str,
+    options: dict[str, Any],
+    batches: Sequence[Batch],
+    *,
+    indivisible: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A compressed copy of ``model``, its seconds, and bits on disk for each weight of its matrices.
+
+    Args:
+        indivisible: options that replace some of ``options`` for matrices that don't take those; None leaves them.
+    """
     result = copy.deepcopy(model)
-    method = registry.method(name).model_validate(options)
+    method: Any = registry.method(name).model_validate(options)
     walk = BlockCalibration(batches)
     context = Context(calibration=walk if method.walk == "block" else batches)
     found = resolve(result, method)
-    began = time.perf_counter()
-    for block in dict.fromkeys(site.block for site in found.sites):
+    parts = [(method, found.sites)]
+    uneven = [path for path in found.skipped if view(result, path).in_features % method.group]
+    if indivisible is not None and uneven:
+        other = registry.method(name).model_validate({**options, **indivisible, "targets": uneven})
+        parts.append((other, resolve(result, other).sites))
+    began, cpu = time.perf_counter(), time.process_time()
+    for block in dict.fromkeys(site.block for _, sites in parts for site in sites):
         if method.walk == "block" and block is not None:
             walk.enter(result, block)
-        method.apply(result, [site for site in found.sites if site.block == block], context)
+        for step, sites in parts:
+            own = [site for site in sites if site.block == block]
+            if own:
+                step.apply(result, own, context)
     sizes = [detail["bytes"] for detail in context.details.values()]
     bits = 8 * sum(after for _, after in sizes) / (sum(before for before, _ in sizes) / 4)
     return {
         "model": result,
         "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 2),
         "bits_per_weight": round(bits, 3),
-        "matrices": len(found.sites),
-        "skipped": len(found.skipped),
+        "matrices": (done := sum(len(sites) for _, sites in parts)),
+        "skipped": len(found.sites) + len(found.skipped) - done,
     }
 
 
