@@ -1,11 +1,12 @@
 """Decoding of two language models with a cache in ONNX Runtime, against torch: CPU time per token.
 
-    python benchmarks/decode_speed.py [--past 128] [--rounds 15] [--models gpt2 llama] [--write]
+    python benchmarks/decode_speed.py [--past 128] [--rounds 15] [--models gpt2 llama] [--arms ...] [--write]
 
 The models have the shapes of GPT-2 small (12 layers, 768, a tied head over 50,257 tokens) and of a Llama of about 100M
 with a head of its own; their weights are random, which changes no product's time. Each is compressed by the methods of
 the library and exported with the profile ``fast``; its step file is then timed, one token after ``--past`` cached ones,
 batch 1, one thread, processor time of the process, all files and torch in turns. Ratios: torch fp32 / file, medians.
+``--work`` keeps the files, and takes those that are there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 import transformers as hf
 
 from compresskit import registry
+from compresskit.bench.environment import capture
 from compresskit.core.context import Context
 from compresskit.core.targets import resolve
 from compresskit.export import export_onnx
@@ -40,6 +42,10 @@ ARMS: dict[str, Steps] = {
     "int8": (("quantization.int8", {}), ("quantization.embedding", {"bits": 8})),
     "rtn 8": (("quantization.rtn", {"bits": 8, "group": 32}), ("quantization.embedding", {"bits": 8})),
     "rtn 4": (("quantization.rtn", {"bits": 4, "group": 32}), ("quantization.embedding", {"bits": 4, "group": 32})),
+    "rtn 4, g128": (
+        ("quantization.rtn", {"bits": 4, "group": 128}),
+        ("quantization.embedding", {"bits": 4, "group": 128}),
+    ),
 }
 
 
@@ -80,23 +86,35 @@ def compressed(build: Callable[[], Any], steps: Steps) -> Any:
     return model
 
 
-def measure(name: str, past: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """All arms of one model, in turns."""
+def exported(name: str, arm: str, folder: Path) -> dict[str, Any]:
+    """The step file of one arm in ``folder``, made unless it is there, and what it holds."""
+    target = folder / f"{name}-{arm.replace(' ', '').replace(',', '-')}"
+    told = target / "step.json"
+    if not told.is_file():
+        report = export_onnx(compressed(MODELS[name], ARMS[arm]), target / "model.onnx")
+        step = report.graphs["decoder_with_past"]
+        row = {"file": step.file.name, "bytes": step.bytes, "operators": step.audit.operators}
+        told.write_text(json.dumps(row), encoding="utf-8")
+    found: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
+    return found | {"file": target / found["file"]}
+
+
+def measure(name: str, arms: Sequence[str], past: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """``arms`` of one model, in turns."""
+    made = {}
+    for arm in arms:
+        made[arm] = exported(name, arm, folder)
+        print(f"{name} {arm}: {made[arm]['bytes'] / 2**20:.1f} MiB", flush=True)
     reference = compressed(MODELS[name], ())
     batch = decode_inputs(reference, 1, past)
     task = decode_task(reference)
     calls: dict[str, Callable[[], Any]] = {"torch fp32": lambda: task.run(batch)}
     rows: dict[str, dict[str, Any]] = {"torch fp32": {}}
-    for arm, steps in ARMS.items():
-        model = compressed(MODELS[name], steps)
-        report = export_onnx(model, folder / f"{name}-{arm.replace(' ', '')}" / "model.onnx")
-        step = report.graphs["decoder_with_past"]
-        run = session(step.file, threads=1)
-        feed = {key: value.numpy() for key, value in task.feed(batch).items()}
-        calls[arm] = lambda run=run, feed=feed: run.run(None, feed)  # type: ignore[misc]
-        rows[arm] = {"bytes": step.bytes, "operators": step.audit.operators}
-        del model
-        print(f"{name} {arm}: {step.bytes / 2**20:.1f} MiB", flush=True)
+    feed = {key: value.numpy() for key, value in task.feed(batch).items()}
+    for arm, row in made.items():
+        run = session(row.pop("file"), threads=1)
+        calls[arm] = lambda run=run: run.run(None, feed)  # type: ignore[misc]
+        rows[arm] = row
     times = in_turns(calls, rounds)
     base = statistics.median(times["torch fp32"])
     for arm, row in rows.items():
@@ -127,14 +145,18 @@ def main() -> None:
     parser.add_argument("--past", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--work", type=Path, help="folder that keeps the files")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {"past": options.past, "rounds": options.rounds, "threads": 1, "models": {}}
-    result["versions"] = {"torch": torch.__version__, "transformers": hf.__version__}
+    found = capture(device="cpu")
+    result["environment"] = {"cpu": found.cpu["model"], "load": found.cpu["load"], "packages": found.packages}
     for name in options.models:
         with tempfile.TemporaryDirectory() as folder:
-            result["models"][name] = measure(name, options.past, options.rounds, Path(folder))
+            work = options.work or Path(folder)
+            result["models"][name] = measure(name, options.arms, options.past, options.rounds, work)
         if options.write:
             RESULT.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compresskit.nn.base import exporting
+from compresskit.nn.block_product import largest
 from compresskit.nn.lazy import lazy
 from compresskit.nn.quantized import QuantizedLayer
 from compresskit.numerics.packing import pack, packed_bytes, unpack, unpack_float
@@ -179,7 +180,9 @@ class PackedLinear(QuantizedLayer):
         scale = self.scale.float().expand(self.out_features, blocks).reshape(-1)
         inputs: tuple[Tensor, ...] = (x.float(), codes, scale)
         if self.zero is not None:
-            inputs += (self.zero.float().reshape(-1) if self.zeros == "float" else self.zero.reshape(-1),)
+            zero = self.zero.float() if self.zeros == "float" else self.zero
+            repeated = zero.expand(self.out_features, blocks) if self.group is None and self.bits == 8 else zero
+            inputs += (repeated.reshape(-1),)
         settings = {"K": self.in_features, "N": self.out_features, "bits": self.bits, "block_size": block}
         result = torch.onnx.ops.symbolic(
             "com.microsoft::MatMulNBits",
@@ -195,13 +198,11 @@ class PackedLinear(QuantizedLayer):
         """The block size of MatMulNBits for these codes, or None if it can't take them."""
         if self.bits not in _BITS or (self.bits == 8 and self.zeros == "float"):
             return None
-        block = self.in_features if self.group is None and not self.whole else self.group
-        if block is not None and block >= _LEAST_BLOCK and not block & (block - 1):
-            return block
-        if self.group is not None:
-            return None
-        # A row's scale is repeated for its blocks; zero points of 2 and 4 bits can't be.
-        return 32 if self.in_features % 32 == 0 and self.zero is None else None
+        if self.group is None and (self.zero is None or self.bits == 8):
+            # A scale is repeated for the blocks of its row; zero points of 2 and 4 bits can't be.
+            return largest(self.in_features)
+        block = self.group if self.group is not None else None if self.whole else self.in_features
+        return block if block is not None and block >= _LEAST_BLOCK and not block & (block - 1) else None
 
     def standard_onnx(self, x: Tensor) -> Tensor:
         """The product in operators that every runtime has; the codes are unpacked when the session is made."""

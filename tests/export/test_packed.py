@@ -29,9 +29,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "b5": {"bits": 5, "group": 16},
     "b6": {"bits": 6},
     "b8": {"bits": 8, "group": 128},
+    "b8rows": {"bits": 8},
     "b8whole": {"bits": 8, "whole": True, "symmetric": True},
 }
-CONTRIB = {"b2", "b4", "b4s", "b4rows", "b4row_zeros", "b8", "b8whole", "between"}
+CONTRIB = {"b2", "b4", "b4s", "b4rows", "b4row_zeros", "b8", "b8rows", "b8whole", "between"}
 
 
 class Layers(nn.Module):
