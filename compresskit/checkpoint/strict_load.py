@@ -20,7 +20,7 @@ from compresskit.checkpoint.quiet import quiet_transformers
 from compresskit.errors import ModelError, ResourceError, UsageError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from compresskit.checkpoint.safetensors_header import TensorInfo
 
@@ -230,10 +230,12 @@ def _check_ties(model: PreTrainedModel, tensors: Mapping[str, TensorInfo], where
     """What the config ties must be one parameter, and what it doesn't tie must differ.
 
     transformers only warns when a tied pair differs in the file, keeps both, and leaves the config as it is; whoever
-    reads the config later then drops one of them.
+    reads the config later then drops one of them. T5's config has no way to say that a head is untied (that of T5 1.1
+    is): there the files decide.
     """
+    free = set() if _may_say_untied(model.config) else _untied_head(model)
     for target, source in model.get_expanded_tied_weights_keys(all_submodels=True).items():
-        if model.get_parameter(target) is not model.get_parameter(source):
+        if target not in free and model.get_parameter(target) is not model.get_parameter(source):
             raise ModelError(
                 "CK-M015",
                 f"config.json ties {target} to {source}, but the files hold two that differ",
@@ -250,6 +252,12 @@ def _check_ties(model: PreTrainedModel, tensors: Mapping[str, TensorInfo], where
             why="they would be compressed and stored twice",
             fix="set tie_word_embeddings to true in config.json",
         )
+
+
+def _may_say_untied(config: PreTrainedConfig) -> bool:
+    """Whether a config of this class keeps a ``tie_word_embeddings`` of false."""
+    again = type(config).from_dict({**config.to_dict(), "tie_word_embeddings": False})
+    return not getattr(again, "tie_word_embeddings", False)
 
 
 def refuse_non_finite(model: nn.Module, where: str) -> None:

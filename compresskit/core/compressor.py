@@ -62,6 +62,10 @@ class Compressor(BaseModel, ABC):
         """Bytes that ``apply`` will save at ``sites``, or None where only the calibration data decide."""
         return None
 
+    def plan_note(self, model: PreTrainedModel, sites: Sequence[Site]) -> str | None:
+        """A sentence for the plan about what this step costs beside what it is for, or None."""
+        return None
+
     def nothing_asked(self) -> str | None:
         """Why these options change nothing (keep 1.0, 16 bits), or None. The pipeline warns with this sentence."""
         return None

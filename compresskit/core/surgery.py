@@ -40,6 +40,7 @@ __all__ = [
     "take_rows",
     "tied_elsewhere",
     "ties",
+    "untie",
 ]
 
 sync_config = anatomy.sync_config
@@ -197,6 +198,30 @@ def share_parameters(model: nn.Module, source: str, target: str) -> None:
             "CK-M033", f"{target} can't share {source}", why="one is absent, or shapes or types differ", where=target
         )
     other._parameters[other_name] = parameter
+
+
+def untie(model: PreTrainedModel, name: str) -> None:
+    """Give the parameter named ``name`` values of its own, equal to those that it shared; others stay tied.
+
+    Where the config's ``tie_word_embeddings`` says no more than that nothing is tied any longer, it is set to say so,
+    and the checkpoint is a stock one. Else (T5's scales the outputs too) the layout records it.
+
+    Raises:
+        ModelError: CK-M062, if nothing shares the parameter.
+    """
+    if name not in {each for pair in _tied_pairs(model) for each in pair}:
+        raise ModelError("CK-M062", f"{name} is tied to nothing", why="no other module uses this parameter")
+    owner, own = _parent(model, name)
+    shared = cast(nn.Parameter, owner._parameters[own])
+    owner._parameters[own] = nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
+    _forget_stock_ties(model)
+    config = model.config
+    if model.all_tied_weights_keys or not getattr(config, "tie_word_embeddings", False):
+        return
+    before = config.to_dict()
+    after = type(config).from_dict({**before, "tie_word_embeddings": False}).to_dict()
+    if after == {**before, "tie_word_embeddings": False}:
+        config.tie_word_embeddings = False
 
 
 def share_module(model: nn.Module, source: str, target: str) -> None:

@@ -102,6 +102,9 @@ def make_plan(model: PreTrainedModel, recipe: Recipe, source: Source | None, *, 
             warnings.append(f"{label} asks for nothing: {nothing}")
         _check_needs(label, method, recipe)
         found = tree.resolve(method, strict=strict)
+        note = method.plan_note(model, found.sites)
+        if note is not None:
+            warnings.append(f"{label}: {note}")
         saving = tree.saving(method, found.sites)
         predicted = predicted - saving if predicted is not None and saving is not None else None
         tree.follow(label, method, found.sites)

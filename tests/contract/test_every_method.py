@@ -63,7 +63,10 @@ def test_applied_or_refused(method: str, name: str, tmp_path: Path) -> None:
     if "file" in cls.shrinks:
         assert size_of(model).bytes < size.bytes
     else:
-        assert size_of(model).bytes <= size.bytes
+        # Only as much larger as the plan says.
+        sites = outcome.sites.sites if outcome.sites is not None else ()
+        predicted = cls.model_validate(ACTIVE[method]).predicted_saving(original, sites)
+        assert size_of(model).bytes <= size.bytes - min(0, predicted or 0)
     assert not model.training
     live = models.output(model, batch)
     saved = save_checkpoint(model, tmp_path / "out", source=None, extra_files={}, overwrite=False)
@@ -98,7 +101,7 @@ ON_LANGUAGE = {"quantization.kv_cache"} | {
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_seeds_give_equal_models(method: str, tmp_path: Path) -> None:
     conformance.need_package(method)
-    name = "gpt2" if method in ON_LANGUAGE else "bert"
+    name = "gpt2" if method in ON_LANGUAGE else "llama" if method == "quantization.rotation" else "bert"
     first = conformance.run(method, ACTIVE[method], name, tmp_path / "first")
     second = conformance.run(method, ACTIVE[method], name, tmp_path / "second")
     assert first.refused is None

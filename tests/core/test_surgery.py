@@ -347,3 +347,27 @@ def test_attention_is_set_and_given_back() -> None:
     assert models.max_difference(model, original, models.inputs("bert")) > 1e-3
     surgery.set_attention(model, path, None)
     assert models.max_difference(model, original, models.inputs("bert")) <= TOLERANCE
+
+
+def test_untied_heads_are_in_the_config_where_it_can_say_so() -> None:
+    model = models.tiny("gpt2", task="lm")
+    batch = models.inputs("gpt2")
+    expected = models.output(model, batch)
+    surgery.untie(model, "lm_head.weight")
+    assert surgery.ties(model) == {}
+    assert model.config.tie_word_embeddings is False
+    assert torch.equal(models.output(model, batch), expected)
+    with pytest.raises(ModelError, match="CK-M062"):
+        surgery.untie(model, "lm_head.weight")
+
+
+def test_t5_config_says_more_than_whether_the_head_is_tied() -> None:
+    model = models.tiny("t5", task="lm")
+    batch = models.inputs("t5")
+    expected = models.output(model, batch)
+    surgery.untie(model, "lm_head.weight")
+    assert model.config.tie_word_embeddings is True
+    assert model.config.scale_decoder_outputs is True
+    assert "lm_head.weight" not in surgery.ties(model)
+    assert "encoder.embed_tokens.weight" in surgery.ties(model)
+    assert torch.equal(models.output(model, batch), expected)

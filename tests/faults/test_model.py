@@ -258,6 +258,16 @@ def test_f30_t5_has_three_names_for_one_table(tmp_path: Path) -> None:
     refused(folder.path, "CK-M015")
 
 
+def test_t5_1_1_has_a_head_of_its_own(tmp_path: Path) -> None:
+    made = models.tiny("t5", task="lm", tie_word_embeddings=False)
+    surgery.untie(made, "lm_head.weight")
+    with torch.no_grad():
+        made.get_parameter("lm_head.weight").mul_(1.5)
+    folder = models.write_checkpoint(made, tmp_path / "t5", with_tokenizer=False)
+    loaded, batch = open_source(folder).load_model(), models.inputs("t5")
+    assert torch.equal(models.output(loaded, batch), models.output(made, batch))
+
+
 @pytest.mark.parametrize(
     ("settings", "found"),
     [({"quant_method": "gptq", "bits": 4}, "gptq"), ({"load_in_4bit": True}, "unnamed"), ("int8", "unnamed")],
