@@ -1,4 +1,7 @@
-"""The state between steps, on disk beside the output, so that a killed ``apply`` resumes at the last finished one."""
+"""The state between steps, on disk beside the output, so that a killed ``apply`` resumes at the last finished one.
+
+Training that was cut short goes on from what it saved itself in the scratch space.
+"""
 
 from __future__ import annotations
 
@@ -69,6 +72,7 @@ class Workspace:
             if self.folder.exists():
                 shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True)
+            self._write_state()
             return
         if not state.is_file():
             raise UsageError(
@@ -101,10 +105,13 @@ class Workspace:
             return
         number = len(self.rows)
         save_checkpoint(model, self.folder / f"step-{number}", source=None, extra_files={}, overwrite=True)
+        self._write_state()
+        shutil.rmtree(self.folder / f"step-{number - 1}", ignore_errors=True)
+
+    def _write_state(self) -> None:
         partial = self.folder / f"{STATE}.partial"
         partial.write_text(json.dumps({"identity": self.identity, "rows": self.rows}))
         partial.replace(self.folder / STATE)
-        shutil.rmtree(self.folder / f"step-{number - 1}", ignore_errors=True)
 
     def remove(self) -> None:
         """Delete the folder, when all have come here."""

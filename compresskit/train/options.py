@@ -28,6 +28,7 @@ class Training(Compressor):
     texts: int = Field(4096, ge=1, le=100_000, description="built-in texts, where the run has no texts of its own")
     freeze_embeddings: bool = Field(True, description="leave the embedding tables as they are")
     freeze: tuple[str, ...] = Field((), description="globs of modules to leave as they are")
+    save_every: int = Field(250, ge=1, le=10_000_000, description="steps between savings, from which --resume goes on")
     bf16: bool = Field(
         False, description="compute products in bfloat16, faster where the processor has it; weights stay float32"
     )
@@ -48,6 +49,7 @@ def training_options(method: Training) -> RecoveryOptions:
         warmup=method.warmup,
         freeze_embeddings=method.freeze_embeddings,
         freeze=method.freeze,
+        save_every=method.save_every,
         bf16=method.bf16,
     )
 

@@ -42,6 +42,9 @@ def test_cached_outputs_equal_live_ones(name: str, task: models.Task, objective:
     for key, value in live.items():
         left, right = (found[key][mask], value[mask]) if value.dim() > 2 else (found[key], value)
         torch.testing.assert_close(left, right, rtol=2e-3, atol=2e-3)
+    student = models.tiny(name, seed=1, task=task)
+    losses = [objective.loss(student, batch, targets).item() for targets in (found, live)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_a_language_models_cache_holds_states_not_logits(tmp_path: Path) -> None:

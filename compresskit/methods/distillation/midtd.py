@@ -105,6 +105,7 @@ class MiDTD(Compressor):
     patience: int | None = Field(
         None, ge=1, le=1000, description="epochs without a better score on `dev` after which training stops"
     )
+    save_every: int = Field(250, ge=1, le=10_000_000, description="steps between savings, from which --resume goes on")
     bf16: bool = Field(
         False, description="compute products in bfloat16, faster where the processor has it; weights stay float32"
     )
@@ -226,6 +227,7 @@ class MiDTD(Compressor):
             accumulation=self.accumulation,
             patience=self.patience,
             bf16=self.bf16,
+            save_every=self.save_every,
             alpha=self.setting("alpha"),
             squared=self.squared,
             seed=context.seed + number,
