@@ -120,9 +120,16 @@ _TABLE: dict[str, tuple[str, dict[str, Any], dict[Task, str]]] = {
         {"base": "T5Model", "classifier": "T5ForSequenceClassification", "lm": "T5ForConditionalGeneration"},
     ),
     "t5encoder": ("T5Config", _T5, {"base": "T5EncoderModel"}),
+    "mixtral": (
+        "MixtralConfig",
+        {**_GROUPED, "intermediate_size": 32, "num_local_experts": 3, "num_experts_per_tok": 2},
+        {"base": "MixtralModel", "classifier": "MixtralForSequenceClassification", "lm": "MixtralForCausalLM"},
+    ),
 }
 
-FAMILIES = tuple(_TABLE)
+# Architectures of which the suites take a part: experts, raw parameters.
+MORE = ("mixtral",)
+FAMILIES = tuple(name for name in _TABLE if name not in MORE)
 ENCODERS = ("bert", "roberta", "distilbert", "albert", "t5encoder")
 DECODERS = ("gpt2", "llama", "qwen2", "qwen3")
 

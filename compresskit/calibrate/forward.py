@@ -7,6 +7,7 @@ I features.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -111,17 +112,21 @@ class Attended:
     """Which rows of a module's input are attended tokens.
 
     In an encoder-decoder model the decoder's modules see the decoder's tokens, but for the keys and values of
-    cross-attention, which see the encoder's.
+    cross-attention, which see the encoder's. An expert sees the tokens that are routed to it: while hooks of
+    ``routing`` are in place, those of the last call are known.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._decoder: tuple[str, ...] = ()
         self._encoder: tuple[str, ...] = ()
-        if not getattr(model.config, "is_encoder_decoder", False):
-            return
+        self._routed: dict[str, Tensor] = {}
+        self._banks: tuple[str, ...] = ()
         try:
             body = anatomy.of(model)
         except ModelError:
+            return
+        self._banks = tuple(bank.path for bank in body.experts)
+        if not body.encoder_decoder:
             return
         stacks = tuple(stack.path.rpartition(".")[0] for stack in body.stacks if stack.name == "decoder")
         head = (body.output_embedding,) if body.output_embedding else ()
@@ -140,10 +145,39 @@ class Attended:
         """
         mask = attention_mask(batch, decoder=self.reads_decoder(path) and "decoder_input_ids" in batch)
         flat = tensor.reshape(-1, tensor.shape[-1])
+        tokens = self._tokens(path)
+        if tokens is not None:
+            return flat[mask.reshape(-1).to(flat.device)[tokens]]
         per_token = tensor.shape[:-1] == mask.shape or (tensor.dim() == 2 and flat.shape[0] == mask.numel())
         if not per_token or bool(mask.all()):
             return flat
         return flat[mask.reshape(-1).to(flat.device)]
+
+    def routing(self) -> dict[str, PreHook]:
+        """Hooks by path that note, at each call of a bank of experts, which tokens go to which of them."""
+        return {path: self._note(path) for path in self._banks}
+
+    def _note(self, path: str) -> PreHook:
+        def note(_module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            chosen = args[1] if len(args) > 1 else kwargs["top_k_index"]
+            # Numbers of experts (N, K), or which of them are chosen (N, 1, E).
+            self._routed[path] = chosen
+
+        return note
+
+    def expert(self, path: str) -> bool:
+        """Whether the module at ``path`` is of an expert, which may see no token at all."""
+        return _below(path, self._banks)
+
+    def _tokens(self, path: str) -> Tensor | None:
+        """Numbers of the tokens that the expert with the module at ``path`` was last called with, in its order."""
+        bank = next((bank for bank in self._banks if path.startswith(f"{bank}.")), None)
+        number = re.search(r"[._](\d+)(?:\.|$)", path[len(bank) :]) if bank is not None else None
+        if bank is None or number is None or bank not in self._routed:
+            return None
+        routed, expert = self._routed[bank], int(number[1])
+        chosen = routed == expert if routed.dim() == 2 else routed[..., expert] != 0
+        return chosen.any(1).nonzero()[:, 0]
 
 
 def _below(path: str, prefixes: tuple[str, ...]) -> bool:

@@ -68,7 +68,12 @@ def output_gradients(
 
         return record
 
-    with evaluating(model), _frozen(model), torch.enable_grad(), hooked(model, after={p: hook(p) for p in paths}):
+    with (
+        evaluating(model),
+        _frozen(model),
+        torch.enable_grad(),
+        hooked(model, attended.routing(), {p: hook(p) for p in paths}),
+    ):
         for index, batch in enumerate(batches):
             current[0] = batch
             value = scalar(model, batch, generator)

@@ -30,6 +30,7 @@ from compresskit.calibrate.forward import (
 )
 from compresskit.core.context import Batch
 from compresskit.core.sites import Site
+from compresskit.core.weights import view
 from compresskit.errors import DataError, InternalError
 
 Progress = Callable[[float, str], None]
@@ -189,6 +190,7 @@ def input_moments(
     gram: bool = True,
     progress: Progress | None = None,
     stop_after: str | None = None,
+    unrouted: bool = False,
 ) -> dict[str, Moments]:
     """Moments of the inputs of the modules at ``paths``, over attended tokens only, in one pass.
 
@@ -200,6 +202,7 @@ def input_moments(
         gram: gather Σ x xᵀ too.
         progress: told the fraction of batches done.
         stop_after: path of a module after which the forward pass ends; all of ``paths`` must run before its end.
+        unrouted: experts that no token is routed to get moments with the count 0, and are no error.
 
     Raises:
         DataError: CK-D011 for modules that no batch reaches, CK-D012 for inputs that aren't finite.
@@ -207,9 +210,12 @@ def input_moments(
     wanted = list(dict.fromkeys(paths))
     recorder = _Recorder(model, wanted, gram)
     before: dict[str, PreHook] = {path: recorder.hook(path) for path in wanted}
-    _passes(model, batches, before, recorder.start, progress, stop_after, wanted)
+    _passes(model, batches, before, recorder.start, progress, stop_after, wanted, recorder.attended.routing())
     reached = recorder.own.keys() | recorder.followed.keys()
-    refuse_unreached([path for path in wanted if path not in reached or recorder.result([path])[path].count == 0])
+    missing = [path for path in wanted if path not in reached or recorder.result([path])[path].count == 0]
+    refuse_unreached([path for path in missing if not (unrouted and recorder.attended.expert(path))])
+    for path in missing:
+        recorder.own[path] = Moments.empty(view(model, path).in_features, gram=gram)
     result = recorder.result(wanted)
     for path, moments in result.items():
         if not bool(torch.isfinite(moments.square_sum).all()):
@@ -230,12 +236,13 @@ def _passes(
     progress: Progress | None,
     stop_after: str | None,
     paths: Sequence[str],
+    routing: dict[str, PreHook],
 ) -> None:
     if len(batches) == 0:
         raise DataError("CK-D003", "there are no calibration batches", fix="give calibration data")
     after: dict[str, PostHook] = {stop_after: stop_here} if stop_after is not None else {}
     walk = batches if isinstance(batches, BlockCalibration) and batches.holds(paths) else None
-    with evaluating(model), torch.no_grad(), hooked(model, before, after):
+    with evaluating(model), torch.no_grad(), hooked(model, routing), hooked(model, before, after):
         for index in range(len(batches)):
             start(batches[index])
             if walk is not None:
@@ -290,15 +297,32 @@ def input_samples(
     def start(batch: Batch) -> None:
         current[0] = batch
 
-    _passes(model, batches, {path: hook(path) for path in found}, start, None, stop_after, list(found))
+    hooks = {path: hook(path) for path in found}
+    _passes(model, batches, hooks, start, None, stop_after, list(found), attended.routing())
     refuse_unreached([path for path, rows in found.items() if not rows])
     return {path: torch.cat(rows)[:limit] for path, rows in found.items()}
 
 
 def site_moments(model: PreTrainedModel, site: Site, batches: Sequence[Batch], *, gram: bool = True) -> Moments:
-    """Moments of all that the matrix of ``site`` reads, at each of the places that share its parameters."""
-    found = input_moments(model, [site.path, *site.members], batches, gram=gram)
-    return Moments.together(list({id(moments): moments for moments in found.values()}.values()))
+    """Moments of all that the matrix of ``site`` reads, at each of the places that share its parameters.
+
+    Of an expert that no token is routed to: moments with the count 0.
+    """
+    return sites_moments(model, [site], batches, gram=gram)[site.path]
+
+
+def sites_moments(
+    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], *, gram: bool = True
+) -> dict[str, Moments]:
+    """``site_moments`` of several sites by path, in one pass."""
+    paths = [path for site in sites for path in (site.path, *site.members)]
+    found = input_moments(model, paths, batches, gram=gram, unrouted=True)
+    return {
+        site.path: Moments.together(
+            list({id(found[path]): found[path] for path in (site.path, *site.members)}.values())
+        )
+        for site in sites
+    }
 
 
 def site_samples(model: PreTrainedModel, site: Site, batches: Sequence[Batch], limit: int) -> Tensor:

@@ -19,7 +19,7 @@ class Site:
         group: name shared by sites that must change alike (the heads of a T5 stack), or None.
         block: path of the block that holds it, or None outside the blocks.
         part: its anatomy: ``Attention``, ``FeedForward``, ``Block``, ``EmbeddingTable``, ``Recurrence`` (the LSTM or
-            GRU that holds the matrix) of ``core.anatomy``, or None.
+            GRU that holds the matrix) or ``Experts`` (of which one has the matrix) of ``core.anatomy``, or None.
     """
 
     kind: str

@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from compresskit.core import anatomy
-from compresskit.core.weights import gate, view
+from compresskit.core.weights import part, view
 from compresskit.errors import ModelError
 from compresskit.nn.attention import install as install_attention
+from compresskit.nn.experts import FUSED, Experts
 from compresskit.nn.kv_cache import install as install_kv_cache
 from compresskit.nn.recurrent import Recurrent
 
@@ -28,7 +29,7 @@ __all__ = [
     "keep_blocks",
     "keep_heads",
     "keep_neurons",
-    "open_gates",
+    "open_parts",
     "replace",
     "replace_tied",
     "set_attention",
@@ -65,10 +66,9 @@ def ties(model: nn.Module) -> dict[str, str]:
 
 def aliases(model: nn.Module, path: str) -> list[str]:
     """Other paths with a module of the same class whose parameters are the very same objects."""
-    inside = gate(model, path)
+    inside = part(model, path)
     if inside is not None:
-        owner, _, name = path.rpartition(".")
-        return [f"{other}.{name}" for other in aliases(model, owner)]
+        return [f"{other}.{inside.name}" for other in aliases(model, inside.owner)]
     groups = _same_parameters(model, type(model.get_submodule(path)))
     group = next((paths for paths in groups if path in paths), [path])
     return [other for other in group if other != path]
@@ -91,10 +91,9 @@ def _same_parameters(model: nn.Module, cls: type[nn.Module]) -> list[list[str]]:
 
 def tied_elsewhere(model: nn.Module, path: str) -> list[str]:
     """Modules of another kind, or with other parameters beside, that use a parameter of ``path``: an untied head."""
-    inside = gate(model, path)
+    inside = part(model, path)
     if inside is not None:
-        owner = path.rpartition(".")[0]
-        return _users(model, {id(inside.parameter)}, (owner, *aliases(model, owner)))
+        return _users(model, {id(inside.parameter)}, (inside.owner, *aliases(model, inside.owner)))
     mine = {id(parameter) for parameter in model.get_submodule(path).parameters()}
     return _users(model, mine, (path, *aliases(model, path)))
 
@@ -116,24 +115,31 @@ def replace(model: PreTrainedModel, path: str, module: nn.Module) -> None:
     Raises:
         ModelError: CK-M032, if a module of another kind (a tied head) would keep a copy of the old parameters.
     """
-    open_gates(model, [path])
+    open_parts(model, [path])
+    _replace_all(model, path, module)
+
+
+def _replace_all(model: PreTrainedModel, path: str, module: nn.Module) -> None:
     followers = aliases(model, path)
     _put(model, {path: module} | {follower: copy.deepcopy(module) for follower in followers})
     for follower in followers:
         share_module(model, path, follower)
 
 
-def open_gates(model: PreTrainedModel, paths: Sequence[str]) -> None:
-    """Where ``paths`` name matrices of LSTMs and GRUs as torch has them, give these matrices layers of their own.
+def open_parts(model: PreTrainedModel, paths: Sequence[str]) -> None:
+    """Where ``paths`` name matrices that are parameters of one module, give its matrices layers of their own.
 
     Nothing is computed otherwise. ``replace`` does it by itself; who hooks the matrices calls it before.
     """
-    owners = dict.fromkeys(path.rpartition(".")[0] for path in paths if gate(model, path) is not None)
-    for owner in owners:
-        module = model.get_submodule(owner)
-        if isinstance(module, nn.RNNBase):
-            for place in (owner, *aliases(model, owner)):
-                _put(model, {place: Recurrent.from_module(cast(nn.RNNBase, model.get_submodule(place)))})
+    found = (part(model, path) for path in paths)
+    for owner in dict.fromkeys(inside.owner for inside in found if inside is not None):
+        _replace_all(model, owner, _opened(model.get_submodule(owner)))
+
+
+def _opened(module: nn.Module) -> nn.Module:
+    if type(module) in FUSED:
+        return Experts.from_module(module)
+    return Recurrent.from_module(cast(nn.RNNBase, module))
 
 
 def replace_tied(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> None:

@@ -18,7 +18,7 @@ from compresskit.core import anatomy
 from compresskit.core.compressor import Compressor
 from compresskit.core.sites import Site
 from compresskit.core.surgery import alias_groups
-from compresskit.core.weights import GateView, WeightView, matrices
+from compresskit.core.weights import PartView, WeightView, matrices
 from compresskit.errors import RecipeError
 from compresskit.nn.recurrent import CELLS, Recurrent
 
@@ -45,24 +45,27 @@ def candidates(model: PreTrainedModel, kinds: frozenset[str]) -> list[Site]:
 def _matrix_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
     blocks = [block.path for block in body.blocks]
     recurrent = [name for name, module in model.named_modules() if type(module) in CELLS or type(module) is Recurrent]
+    banks = {f"{bank.path}.": bank for bank in body.experts}
+    routers = tuple(f"{bank.router}." for bank in body.experts)
     leaders = {path: paths for paths in alias_groups(model) for path in paths}
     sites, seen = [], set()
     for item in matrices(model):
-        if item.path in seen:
-            continue
+        if item.path in seen or f"{item.path}.".startswith(routers):
+            continue  # what a router chooses would change at once; it is small
         followers = _followers(item, leaders)
         seen.update(followers)
         block = next((path for path in blocks if item.path.startswith(f"{path}.")), None)
         owner = next((path for path in recurrent if item.path.startswith(f"{path}.")), None)
-        part = None if owner is None else anatomy.Recurrence(owner)
+        bank = next((bank for prefix, bank in banks.items() if item.path.startswith(prefix)), None)
+        part = anatomy.Recurrence(owner) if owner is not None else bank
         sites.append(Site("matrix", item.path, tuple(followers), block=block, part=part))
     return sites
 
 
 def _followers(item: WeightView, groups: Mapping[str, list[str]]) -> list[str]:
     """Other paths of the very same matrix; ``groups`` holds the paths of modules with the same parameters."""
-    owner, suffix = (item.path.rpartition(".")[0], f".{item.name}") if isinstance(item, GateView) else (item.path, "")
-    return [f"{path}{suffix}" for path in groups.get(owner, ()) if path != owner]
+    suffix = f".{item.name}" if isinstance(item, PartView) else ""
+    return [f"{path}{suffix}" for path in groups.get(item.owner, ()) if path != item.owner]
 
 
 def _embedding_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
@@ -92,6 +95,14 @@ def _model_site(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
     return [Site("model", "", part=body)]
 
 
+def _expert_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
+    return [
+        Site("experts", bank.path, (bank.router,), None, block.path, bank)
+        for block in body.blocks
+        for bank in block.experts
+    ]
+
+
 def _no_sites(model: PreTrainedModel, body: anatomy.Anatomy) -> list[Site]:
     return []
 
@@ -103,7 +114,7 @@ _OF_KIND = {
     "ffn": _ffn_sites,
     "block": _block_sites,
     "model": _model_site,
-    "experts": _no_sites,
+    "experts": _expert_sites,
     "rnn": _no_sites,
 }
 
@@ -131,7 +142,9 @@ def resolve(
     """
     taken = taken or {}
     sites = list(candidates(model, type(method).sites) if available is None else available)
-    prefix = anatomy.of(model).prefix
+    body = anatomy.of(model)
+    prefix = body.prefix
+    _refuse_lacking(model, method, sites, body)
     for pattern in (*method.targets, *method.ignore):
         if not _PATTERN.fullmatch(pattern):
             raise RecipeError(
@@ -143,6 +156,18 @@ def resolve(
     chosen = _without_ignored(method, chosen, sites, prefix)
     _refuse_split_groups(chosen, sites)
     return _without_refused(model, method, chosen, prefix, expected, strict)
+
+
+def _refuse_lacking(model: PreTrainedModel, method: Compressor, sites: Sequence[Site], body: anatomy.Anatomy) -> None:
+    """Raise CK-T014 if there is no site because the architecture has none of its kind, by what its family says."""
+    reasons = [body.lacks[kind] for kind in sorted(type(method).sites) if kind in body.lacks]
+    if reasons and not sites:
+        raise RecipeError(
+            "CK-T014",
+            f"{method.full_name()} can't be applied to this {model.config.model_type} model",
+            why=reasons[0],
+            fix="choose another method",
+        )
 
 
 def matching(pattern: str, site: Site, prefix: str) -> bool:

@@ -1,10 +1,11 @@
 """The weight view: every matrix of a model as (O, I), whatever module holds it.
 
-Algorithms of pruning, quantization, sharing and decomposition are written once against this view. New holders (3-D
-experts, XLNet's parameters) join by a view class, without a change in any method.
+Algorithms of pruning, quantization, sharing and decomposition are written once against this view. New holders join by
+a view class, without a change in any method.
 
-An ``nn.LSTM`` or ``nn.GRU`` holds several matrices: each has the path of its parameter, ``lstm.weight_ih_l0``, also
-when a compressed layer stands there.
+Some modules hold several matrices as parameters. Each has a path below its module's, which stays when the module has
+been opened and a layer stands there: ``lstm.weight_ih_l0`` of an ``nn.LSTM`` or ``nn.GRU``, ``experts.down.3`` of
+the fourth expert of a fused bank.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from compresskit.errors import ModelError
+from compresskit.nn.experts import FUSED, STACKS
 from compresskit.nn.recurrent import CELLS, matrix_names
 
 _VIEWS: dict[type[nn.Module], type[WeightView]] = {}
@@ -54,9 +56,20 @@ class WeightView(ABC):
         return None if bias is None else cast(Tensor, bias.data)
 
     @property
+    def bias_parameter(self) -> nn.Parameter | None:
+        """The bias as the parameter that stores it and nothing else, or None: other modules may hold it too."""
+        bias = getattr(self.module, "bias", None)
+        return bias if isinstance(bias, nn.Parameter) else None
+
+    @property
     def parameter(self) -> nn.Parameter:
         """The parameter that stores the matrix; equal objects mean tied matrices."""
         return cast(nn.Parameter, self.module.weight)
+
+    @property
+    def owner(self) -> str:
+        """Path of ``module``."""
+        return self.path
 
     @property
     def out_features(self) -> int:
@@ -115,17 +128,34 @@ class EmbeddingView(WeightView):
         return self.parameter.data
 
 
-class GateView(WeightView):
-    """All gates of one layer and direction of an ``nn.LSTM`` or ``nn.GRU``, on its inputs or on its states: (gH, I)."""
+class PartView(WeightView):
+    """A matrix that is one of several parameters of its module, or a part of one.
+
+    Args:
+        owner: path of the module.
+        name: what the matrix is called below it.
+        module: the module that holds the matrix.
+    """
+
+    def __init__(self, owner: str, name: str, module: nn.Module) -> None:
+        super().__init__(f"{owner}.{name}" if owner else name, module)
+        self.name = name
 
     @property
-    def name(self) -> str:
-        """``weight_ih_l0`` and the like."""
-        return self.path.rpartition(".")[2]
+    def owner(self) -> str:
+        return self.path[: -len(self.name)].rstrip(".")
+
+    @property
+    def bias_parameter(self) -> None:
+        return None
 
     @property
     def parameter(self) -> nn.Parameter:
         return cast(nn.Parameter, getattr(self.module, self.name))
+
+
+class GateView(PartView):
+    """All gates of one layer and direction of an ``nn.LSTM`` or ``nn.GRU``, on its inputs or on its states: (gH, I)."""
 
     @property
     def weight(self) -> Tensor:
@@ -137,21 +167,44 @@ class GateView(WeightView):
         return None if found is None else cast(Tensor, found.data)
 
 
-def gates(path: str, module: nn.Module) -> Iterator[WeightView]:
-    """The matrices of ``module``, an LSTM or GRU at ``path`` as torch has it; none of any other module."""
+class ExpertView(PartView):
+    """One expert's matrix of a fused bank: gate and inputs (2F, H), or outputs (H, F)."""
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return cast(nn.Parameter, getattr(self.module, STACKS[self.name.partition(".")[0]]))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.parameter.data[int(self.name.rpartition(".")[2])]
+
+    @property
+    def bias(self) -> None:
+        return None
+
+
+def parts(path: str, module: nn.Module) -> Iterator[PartView]:
+    """The matrices that ``module`` at ``path`` holds as parameters of its own; none where it holds at most one."""
     if type(module) in CELLS:
         for name in matrix_names(cast(nn.RNNBase, module)):
-            yield GateView(f"{path}.{name}" if path else name, module)
+            yield GateView(path, name, module)
+    elif type(module) in FUSED:
+        for name, stock in STACKS.items():
+            for expert in range(len(getattr(module, stock))):
+                yield ExpertView(path, f"{name}.{expert}", module)
 
 
-def gate(model: nn.Module, path: str) -> WeightView | None:
-    """The view of the matrix at ``path`` if that is a parameter of an LSTM or GRU as torch has it."""
-    owner = path.rpartition(".")[0]
-    try:
-        module = model.get_submodule(owner)
-    except AttributeError:
-        return None
-    return next((found for found in gates(owner, module) if found.path == path), None)
+def part(model: nn.Module, path: str) -> PartView | None:
+    """The view of the matrix at ``path`` if that is one of several parameters of a module, or a part of one."""
+    owner = path
+    for _ in range(2):
+        owner = owner.rpartition(".")[0]
+        try:
+            module = model.get_submodule(owner)
+        except AttributeError:
+            continue
+        return next((found for found in parts(owner, module) if found.path == path), None)
+    return None
 
 
 def view_of(path: str, module: nn.Module) -> WeightView | None:
@@ -170,7 +223,7 @@ def view(model: PreTrainedModel, path: str) -> WeightView:
     Raises:
         ModelError: CK-M030, if the module is absent or holds no plain matrix.
     """
-    inside = gate(model, path)
+    inside = part(model, path)
     if inside is not None:
         return inside
     try:
@@ -195,7 +248,7 @@ def matrices(model: nn.Module, under: str = "", *, tables: bool = False) -> list
     for name, module in root.named_modules():
         path = ".".join(part for part in (under, name) if part)
         if not tables:
-            found.extend(gates(path, module))
+            found.extend(parts(path, module))
         item = view_of(path, module)
         if item is not None and item.table == tables:
             found.append(item)

@@ -19,6 +19,7 @@ from compresskit.export.graph import Task
 from compresskit.nn.base import exporting
 from compresskit.nn.bitsandbytes_layers import MixedInt8Linear
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
+from compresskit.nn.experts import FUSED, fused_onnx
 from compresskit.nn.int8 import Int8Linear
 from compresskit.nn.packed import PackedLinear
 from compresskit.nn.recurrent import Recurrent
@@ -181,7 +182,18 @@ def lowering(profile: Profile) -> Iterator[None]:
         if profile == "portable":
             stack.enter_context(swapped(Int8Linear, "forward", _weights_only))
             stack.enter_context(swapped(MixedInt8Linear, "forward", _weights_only))
+        for bank in FUSED:
+            stack.enter_context(swapped(bank, "forward", _without_routing(bank.forward)))
         yield
+
+
+def _without_routing(stock: Any) -> Any:
+    """The ``forward`` of a bank of experts that calls all of them while it is traced, and is ``stock`` otherwise."""
+
+    def forward(bank: torch.nn.Module, *arguments: Any) -> Any:
+        return fused_onnx(bank, *arguments) if exporting() else stock(bank, *arguments)
+
+    return forward
 
 
 @contextlib.contextmanager

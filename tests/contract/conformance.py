@@ -23,6 +23,21 @@ from tests import models
 
 ARCHITECTURES = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "qwen2", "qwen3", "t5", "t5encoder")
 
+# Architectures with other holders of weights, and the methods that stand for all on them.
+MORE = models.MORE
+ON_MORE = (
+    "pruning.ffn",
+    "pruning.heads",
+    "pruning.layers",
+    "quantization.int8",
+    "quantization.nf4",
+    "quantization.gptq",
+    "quantization.static_int8",
+    "quantization.embedding",
+    "sharing.layers",
+    "decomposition.svd",
+)
+
 # Options with which each method must change a tiny model. A new method joins the suite by a line here.
 ACTIVE: dict[str, dict[str, Any]] = {
     "pruning.ffn": {"keep": 0.5},
@@ -128,7 +143,7 @@ class Outcome:
 
 def head_of(name: str) -> models.Task:
     """The class to test an architecture with: decoders and T5 with their language head, encoders as they are."""
-    return "lm" if name in models.DECODERS or name == "t5" else "base"
+    return "lm" if name in (*models.DECODERS, "t5", "mixtral") else "base"
 
 
 def model_of(name: str) -> PreTrainedModel:

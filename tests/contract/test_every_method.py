@@ -17,10 +17,11 @@ from compresskit.pipeline import checks
 from compresskit.pipeline.ledger import fingerprint, size_of
 from tests import models
 from tests.contract import conformance
-from tests.contract.conformance import ACTIVE, ARCHITECTURES, NOTHING
+from tests.contract.conformance import ACTIVE, ARCHITECTURES, MORE, NOTHING, ON_MORE
 
 METHODS = sorted(registry.methods())
 PAIRS = [(method, name) for method in METHODS for name in ARCHITECTURES]
+PAIRS += [(method, name) for method in ON_MORE for name in MORE]
 
 
 def test_every_method_is_in_the_suite() -> None:

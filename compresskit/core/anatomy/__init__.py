@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from compresskit.core.anatomy import bert, decoders, recurrent, relation, t5  # noqa: F401  (each registers its families)
+from compresskit.core.anatomy import (  # noqa: F401  (each registers its families)
+    bert,
+    decoders,
+    moe,
+    recurrent,
+    relation,
+    t5,
+)
 from compresskit.core.anatomy.family import Family, family_of, register_family, supported
 from compresskit.core.anatomy.parts import (
     Anatomy,
     Attention,
     Block,
     EmbeddingTable,
+    Experts,
     FeedForward,
     Recurrence,
     Rows,
@@ -22,6 +30,7 @@ __all__ = [
     "Attention",
     "Block",
     "EmbeddingTable",
+    "Experts",
     "Family",
     "FeedForward",
     "Recurrence",

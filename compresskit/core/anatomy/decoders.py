@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from transformers import PreTrainedModel
 
 from compresskit.core.anatomy.family import (
@@ -78,7 +80,7 @@ class Gpt2(Family):
 class Llama(Family):
     """Blocks at ``layers``; grouped key-value heads; a gated feed-forward network."""
 
-    model_types = ("llama", "mistral", "qwen2", "qwen3")
+    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3")
 
     def read(self, model: PreTrainedModel) -> Anatomy:
         prefix = base_prefix(model)
@@ -94,16 +96,7 @@ class Llama(Family):
         )
 
     def _block(self, model: PreTrainedModel, path: str, index: int) -> Block:
-        core = f"{path}.self_attn"
-        attention = separate_attention(
-            model,
-            core,
-            ("q_proj", "k_proj", "v_proj"),
-            f"{core}.o_proj",
-            int(model.get_submodule(core).head_dim),  # type: ignore[arg-type]
-            causal=True,
-            attributes={"num_key_value_groups": "groups"},
-        )
+        attention = self._attention(model, f"{path}.self_attn")
         mlp = f"{path}.mlp"
         ffn = FeedForward(
             mlp,
@@ -113,6 +106,17 @@ class Llama(Family):
             "intermediate_size",
         )
         return Block(path, index, (attention,), (ffn,))
+
+    def _attention(self, model: PreTrainedModel, path: str) -> Attention:
+        return separate_attention(
+            model,
+            path,
+            ("q_proj", "k_proj", "v_proj"),
+            f"{path}.o_proj",
+            int(model.get_submodule(path).head_dim),  # type: ignore[arg-type]
+            causal=True,
+            attributes={"num_key_value_groups": "groups"},
+        )
 
     def sync_config(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
         config = model.config

@@ -80,6 +80,25 @@ class FeedForward:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Feed-forward networks of which a router chooses a few for each token.
+
+    Args:
+        path: the module that holds the experts and calls them; its second argument says which tokens go where.
+        router: the module that chooses; never quantized or pruned but by its rows.
+        count: E.
+        chosen: experts a token, K.
+        block: the module that holds router and experts.
+    """
+
+    path: str
+    router: str
+    count: int
+    chosen: int
+    block: str
+
+
+@dataclass(frozen=True)
 class Block:
     """One layer of a stack; ``pinned`` says why it can't be removed, or is None."""
 
@@ -88,6 +107,7 @@ class Block:
     attentions: tuple[Attention, ...]
     ffns: tuple[FeedForward, ...]
     pinned: str | None = None
+    experts: tuple[Experts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +138,10 @@ class EmbeddingTable:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Where the parts of one model lie."""
+    """Where the parts of one model lie.
+
+    ``lacks`` says of a kind of site why this architecture has none that can be changed.
+    """
 
     model_type: str
     prefix: str
@@ -126,6 +149,7 @@ class Anatomy:
     embeddings: tuple[EmbeddingTable, ...]
     output_embedding: str | None
     encoder_decoder: bool = False
+    lacks: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -141,6 +165,11 @@ class Anatomy:
     def ffns(self) -> tuple[FeedForward, ...]:
         """All feed-forward networks in the order of the model."""
         return tuple(ffn for block in self.blocks for ffn in block.ffns)
+
+    @property
+    def experts(self) -> tuple[Experts, ...]:
+        """All banks of experts in the order of the model."""
+        return tuple(bank for block in self.blocks for bank in block.experts)
 
     @property
     def causal(self) -> bool:

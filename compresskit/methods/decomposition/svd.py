@@ -168,12 +168,15 @@ class Svd(Compressor):
         """Each matrix with its spectrum, and what a squared singular value of it is worth to the result, if known."""
         done = 0
         unreached: list[str] = []
+        unrouted: list[str] = []
         for portion in _portions(model, paths):
             moments, gradients = self._statistics(model, portion, context)
             roots: dict[int, Tensor] = {}
             for path in portion:
                 # Queries, keys and values see the same inputs, and get the same moments: one root serves all.
                 seen = moments.get(path)
+                if seen is None and self.whiten:
+                    unrouted.append(path)
                 weight = view(model, path).weight
                 if seen is not None and id(seen) not in roots:
                     moment = cast(Tensor, seen.gram).to(weight.device) / seen.count
@@ -186,6 +189,12 @@ class Svd(Compressor):
                 done += 1
                 context.progress(done / len(paths), f"decomposing {path}")
                 yield path, spectrum, None if felt is None else float(felt.diagonal().mean())
+        if unrouted:
+            context.warn(
+                f"no token of the calibration is routed to the expert of {unrouted[0]}"
+                + (f" and {len(unrouted) - 1} more" if len(unrouted) > 1 else "")
+                + ": decomposed by their values alone"
+            )
         if unreached:
             context.warn(
                 f"no gradient comes back to {unreached[0]}"
@@ -199,8 +208,9 @@ class Svd(Compressor):
         """Moments of the inputs and of the gradients at the outputs, as far as the options want them."""
         if not self.whiten:
             return {}, {}
-        surgery.open_gates(model, paths)
-        moments = input_moments(model, paths, context.calibration)
+        surgery.open_parts(model, paths)
+        moments = input_moments(model, paths, context.calibration, unrouted=True)
+        moments = {path: found for path, found in moments.items() if found.count}
         if not self.sensitivity:
             return moments, {}
         return moments, output_gradients(model, paths, context.calibration, seed=context.seed)
@@ -227,9 +237,9 @@ def _factorised(plain: WeightView, spectrum: low_rank.Spectrum, rank: int) -> tu
     rows, columns = weight.shape
     up, down = (part.to(weight.dtype) for part in low_rank.factors(weight, spectrum, rank))
     layer = LowRankLinear.from_factors(up, down, plain.bias)
-    if isinstance(plain.module.bias, nn.Parameter):
+    if plain.bias_parameter is not None:
         # The very parameter: the bias of BERT's head is that of `predictions` too.
-        cast(nn.Linear, layer.up).bias = plain.module.bias
+        cast(nn.Linear, layer.up).bias = plain.bias_parameter
     whole = spectrum.loss(0)
     difference = torch.linalg.vector_norm(up.double() @ down.double() - weight.double())
     detail = {

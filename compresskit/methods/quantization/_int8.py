@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from compresskit.core import surgery
@@ -20,9 +19,9 @@ def install_int8(model: PreTrainedModel, path: str, activations: Activations, co
     """Put an ``Int8Linear`` at ``path``, and its row with ``more`` into the ledger."""
     plain = view(model, path)
     layer = Int8Linear.from_weight(plain.weight, plain.bias, activations)
-    if isinstance(plain.module.bias, nn.Parameter):
+    if plain.bias_parameter is not None:
         # The very parameter: the bias of BERT's head is that of `predictions` too.
-        layer.bias = plain.module.bias
+        layer.bias = plain.bias_parameter
     context.details[path] = {**more, **quantization_detail(plain.weight, layer.weight, int8_bytes(plain))}
     surgery.replace(model, path, layer)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, Field
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit.core import surgery
@@ -148,9 +148,9 @@ def install_layer(
 ) -> None:
     """Put ``layer`` at ``path``, and its row into the ledger."""
     plain = view(model, path)
-    if isinstance(plain.module.bias, nn.Parameter):
+    if plain.bias_parameter is not None:
         # The very parameter: the bias of BERT's head is that of `predictions` too.
-        layer.bias = plain.module.bias
+        layer.bias = plain.bias_parameter
     bias = 0 if layer.bias is None else layer.bias.numel() * layer.bias.element_size()
     detail = quantization_detail(plain.weight, layer.weight, layer.stored_bytes() - bias)
     context.details[path] = {**more, **detail}

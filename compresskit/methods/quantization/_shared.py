@@ -10,17 +10,20 @@ from transformers import PreTrainedModel
 
 from compresskit.core import anatomy
 from compresskit.core.sites import Site
-from compresskit.core.weights import WeightView, gate, view
+from compresskit.core.weights import PartView, WeightView, parts, view
 
 
 def users_of_weight(model: nn.Module, plain: WeightView) -> list[str]:
     """Paths of the other modules that hold the very parameter which stores this matrix; the bias doesn't matter."""
     wanted = plain.parameter
     owners = [
-        name.rpartition(".")[0] if gate(model, name) is None else name
+        name.rpartition(".")[0]
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if parameter is wanted
     ]
+    if isinstance(plain, PartView):
+        holding = {owner for owner in owners if any(True for _ in parts(owner, model.get_submodule(owner)))}
+        owners = [f"{owner}.{plain.name}".lstrip(".") if owner in holding else owner for owner in owners]
     return [path for path in owners if path != plain.path]
 
 
@@ -37,8 +40,10 @@ def refuse_integer_site(model: PreTrainedModel, site: Site) -> str | None:
     return "it has no weights" if plain.weight.numel() == 0 else None
 
 
-def refuse_gates(site: Site) -> str | None:
-    """Why the matrix of ``site`` is nothing for a method that scales the inputs, or None."""
+def refuse_parts(site: Site) -> str | None:
+    """Why the matrix of ``site`` is nothing for a method that scales or bounds the inputs, or None."""
+    if isinstance(site.part, anatomy.Experts):
+        return "it is an expert's, which sees few of the calibration's tokens, or none: use quantization.int8"
     if isinstance(site.part, anatomy.Recurrence):
         return "it makes the gates of an LSTM or GRU, whose inputs stay as they are: use quantization.int8"
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, cast
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -14,7 +15,7 @@ from compresskit.core.compressor import Gain, Need, Walk
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import view
-from compresskit.methods.quantization._calibrated import inputs_in_order
+from compresskit.methods.quantization._calibrated import inputs_in_order, warn_unrouted
 from compresskit.methods.quantization._fold import fold, norm_before
 from compresskit.methods.quantization._packed import SymmetricOrNot, finite_weight, install
 from compresskit.numerics import awq
@@ -49,8 +50,17 @@ class Awq(SymmetricOrNot):
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         if self.nothing_asked():
             return
+        unrouted: list[str] = []
         for group, moments in inputs_in_order(model, sites, context):
-            self._compress(model, group, moments, context)
+            if moments.count:
+                self._compress(model, group, moments, context)
+                continue
+            unrouted += [site.path for site in group]
+            for site in group:
+                weight = finite_weight(view(model, site.path))
+                codes = self._rounded(weight, torch.ones(weight.shape[1], device=weight.device), True)
+                install(model, site.path, codes, context, fallback="nearest")
+        warn_unrouted(unrouted, "they are rounded to nearest", context)
 
     def _compress(self, model: PreTrainedModel, group: list[Site], moments: Moments, context: Context) -> None:
         views = [view(model, site.path) for site in group]

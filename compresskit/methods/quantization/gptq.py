@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from pydantic import Field
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit.core.compressor import Gain, Need, Walk
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import view
-from compresskit.methods.quantization._calibrated import gptq_or_nearest, inputs_in_order
+from compresskit.methods.quantization._calibrated import gptq_or_nearest, inputs_in_order, warn_unrouted
 from compresskit.methods.quantization._packed import SymmetricOrNot, finite_weight, install
 from compresskit.numerics.gptq import DAMPING, output_error
 from compresskit.registry import register
@@ -24,7 +23,8 @@ class Gptq(SymmetricOrNot):
     """Weights in 2 to 8 bits, column by column: what rounding one loses on real inputs is made up for by the next.
 
     Block by block: each matrix is fitted to the inputs that the compressed part before it gives. Activations stay
-    float. Where the inputs' moments can't be inverted the matrix is rounded to nearest, and the report says so.
+    float. Where the inputs' moments can't be inverted, or no token is routed to an expert, the matrix is rounded to
+    nearest, and the report says so.
     """
 
     family: ClassVar[str] = "quantization"
@@ -42,8 +42,10 @@ class Gptq(SymmetricOrNot):
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         if self.nothing_asked():
             return
+        unrouted: list[str] = []
         for group, moments in inputs_in_order(model, sites, context):
-            gram = cast(Tensor, moments.gram)
+            gram = moments.gram if moments.count else None
+            unrouted += [site.path for site in group if gram is None]
             for site in group:
                 weight = finite_weight(view(model, site.path))
                 codes, note = gptq_or_nearest(
@@ -57,7 +59,9 @@ class Gptq(SymmetricOrNot):
                     damping=self.damping,
                     act_order=self.act_order,
                 )
-                whole = output_error(weight, gram)
-                lost = output_error(codes.values() - weight, gram)
-                error = (lost / whole) ** 0.5 if whole > 0 else 0.0
-                install(model, site.path, codes, context, output_error=error, **note)
+                if gram is not None:
+                    whole = output_error(weight, gram)
+                    lost = output_error(codes.values() - weight, gram)
+                    note["output_error"] = (lost / whole) ** 0.5 if whole > 0 else 0.0
+                install(model, site.path, codes, context, **note)
+        warn_unrouted(unrouted, "they are rounded to nearest", context)

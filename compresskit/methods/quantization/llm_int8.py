@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import nn
 from transformers import PreTrainedModel
 
 from compresskit.core import surgery
@@ -58,9 +57,9 @@ class LlmInt8(Compressor):
             plain = view(model, site.path)
             weight = finite_weight(plain)
             layer = self._layer(plain, *_codes(weight, functional))
-            if isinstance(plain.module.bias, nn.Parameter):
+            if plain.bias_parameter is not None:
                 # The very parameter: the bias of BERT's head is that of `predictions` too.
-                layer.bias = plain.module.bias
+                layer.bias = plain.bias_parameter
             context.details[site.path] = quantization_detail(plain.weight, layer.weight, int8_bytes(plain))
             surgery.replace(model, site.path, layer)
             context.progress((number + 1) / len(sites), site.path)

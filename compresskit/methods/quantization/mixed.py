@@ -19,7 +19,7 @@ from compresskit.core.context import Batch, Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
 from compresskit.errors import RecipeError
-from compresskit.methods.quantization._calibrated import inputs_in_order
+from compresskit.methods.quantization._calibrated import inputs_in_order, warn_unrouted
 from compresskit.methods.quantization._packed import (
     WHOLE_BITS,
     finite_weight,
@@ -140,19 +140,23 @@ class Mixed(Compressor):
             if site.kind == "embedding":
                 install_table(model, site.path, bits[site.path], self.group, context)
         done = 0
+        unrouted: list[str] = []
         for part, calibration in _walked(model, [site for site in sites if site.kind == "matrix"], context):
             inner = Context(calibration=calibration, seed=context.seed, details=context.details, warn=context.warn)
             for group, moments in inputs_in_order(model, part, inner):
-                gram = cast(Tensor, moments.gram) / moments.count
+                gram = cast(Tensor, moments.gram) / moments.count if moments.count else None
+                if gram is None:
+                    unrouted += [site.path for site in group]
                 for site in group:
                     weight = finite_weight(view(model, site.path))
                     install(model, site.path, self._codes(weight, gram, bits[site.path], site.path, context), context)
             done += len(part)
             context.progress(0.5 + 0.5 * done / len(sites), part[-1].path)
+        warn_unrouted(unrouted, "they are rounded to nearest", context)
 
-    def _codes(self, weight: Tensor, gram: Tensor, bits: int, path: str, context: Context) -> Codes:
+    def _codes(self, weight: Tensor, gram: Tensor | None, bits: int, path: str, context: Context) -> Codes:
         kind = scale_type(weight, bits)
-        if self.rounding == "gptq":
+        if self.rounding == "gptq" and gram is not None:
             try:
                 return gptq(weight, gram, bits, self.group, scale_dtype=kind)
             except torch.linalg.LinAlgError as error:
@@ -182,9 +186,9 @@ def _inputs_of(model: PreTrainedModel, sites: Sequence[Site], context: Context) 
     for site in sites:
         if site.kind == "embedding":
             yield site, None
-    surgery.open_gates(model, [site.path for site in sites if site.kind == "matrix"])
+    surgery.open_parts(model, [site.path for site in sites if site.kind == "matrix"])
     for part, calibration in _walked(model, [site for site in sites if site.kind == "matrix"], context):
-        moments = input_moments(model, [site.path for site in part], calibration)
+        moments = input_moments(model, [site.path for site in part], calibration, unrouted=True)
         for site in part:
             yield site, moments[site.path].gram
 

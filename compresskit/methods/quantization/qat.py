@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.outputs import output_kind
@@ -117,9 +116,9 @@ class Qat(SymmetricOrNot, Training):
         layer = FakeQuantizedLinear.from_codes(
             self._codes(weight), plain.weight, plain.bias, inputs=self.inputs, learned=learned
         )
-        if isinstance(plain.module.bias, nn.Parameter):
+        if plain.bias_parameter is not None:
             # The very parameter: the bias of BERT's head is that of `predictions` too.
-            layer.bias = plain.module.bias
+            layer.bias = plain.bias_parameter
         surgery.replace(model, site.path, layer)
 
     def _codes(self, weight: torch.Tensor) -> Codes:

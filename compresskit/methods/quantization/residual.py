@@ -14,7 +14,7 @@ from compresskit.core.compressor import Gain, Need, Walk
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
-from compresskit.methods.quantization._calibrated import gptq_or_nearest, inputs_in_order
+from compresskit.methods.quantization._calibrated import gptq_or_nearest, inputs_in_order, warn_unrouted
 from compresskit.methods.quantization._packed import (
     WHOLE_BITS,
     Bits,
@@ -101,12 +101,18 @@ class Residual(SymmetricOrNot):
                 yield site, None, None
                 context.progress((number + 1) / len(sites), site.path)
             return
+        unrouted: list[str] = []
         for group, moments in inputs_in_order(model, sites, context):
+            if not moments.count:
+                unrouted += [site.path for site in group]
+                yield from ((site, None, None) for site in group)
+                continue
             gram = cast(Tensor, moments.gram)
             device = view(model, group[0].path).weight.device
             root = square_root(gram.to(device) / moments.count) if self.whiten else None
             for site in group:
                 yield site, gram, root
+        warn_unrouted(unrouted, "they are rounded to nearest and corrected by their values alone", context)
 
     def _compress(
         self, model: PreTrainedModel, path: str, gram: Tensor | None, root: Tensor | None, context: Context

@@ -22,7 +22,7 @@ from compresskit.methods.quantization._calibrated import shared_inputs
 from compresskit.methods.quantization._fold import fold, fold_rows, norm_before
 from compresskit.methods.quantization._int8 import install_int8, int8_bytes
 from compresskit.methods.quantization._packed import finite_weight
-from compresskit.methods.quantization._shared import refuse_gates, refuse_integer_site, weight_bytes
+from compresskit.methods.quantization._shared import refuse_integer_site, refuse_parts, weight_bytes
 from compresskit.numerics import integer
 from compresskit.numerics.grids import symmetric
 from compresskit.numerics.static_ranges import relative_error, smoothing
@@ -78,7 +78,7 @@ class SmoothQuant(Compressor):
         return sum(weight_bytes(plain) - int8_bytes(plain) for plain in (view(model, site.path) for site in sites))
 
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
-        return refuse_gates(site) or refuse_integer_site(model, site)
+        return refuse_parts(site) or refuse_integer_site(model, site)
 
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         found = self._smooth_pairs(model, sites, context)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.moments import Moments, site_moments, site_samples
@@ -21,8 +21,8 @@ from compresskit.methods.quantization._calibrated import shared_inputs
 from compresskit.methods.quantization._packed import finite_weight
 from compresskit.methods.quantization._shared import (
     quantization_detail,
-    refuse_gates,
     refuse_integer_site,
+    refuse_parts,
     weight_bytes,
 )
 from compresskit.nn.static_int8 import StaticInt8Linear
@@ -99,7 +99,7 @@ class StaticInt8(Compressor):
         )
 
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
-        return refuse_gates(site) or refuse_integer_site(model, site)
+        return refuse_parts(site) or refuse_integer_site(model, site)
 
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         if self.smooth:
@@ -131,8 +131,8 @@ class StaticInt8(Compressor):
             return
         for site, item in zip(group, plain, strict=True):
             layer = self._layer(item, read.moments, choice, context)
-            if isinstance(item.module.bias, nn.Parameter):
-                layer.bias = item.module.bias
+            if item.bias_parameter is not None:
+                layer.bias = item.bias_parameter
             detail = quantization_detail(item.weight, layer.weight, _stored(item, choice.multiplier is not None))
             smoothing: Any = "folded" if folded else choice.alpha
             context.details[site.path] = {**detail, "output_error": choice.error, "smoothing": smoothing}

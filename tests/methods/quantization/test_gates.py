@@ -118,7 +118,7 @@ def test_gates_are_taken_by_default_and_the_head_is_not() -> None:
 def test_calibration_sees_the_states_and_not_the_padding() -> None:
     """GPTQ errs less than rounding in what the gates compute."""
     model = copy.deepcopy(original("lstm"))
-    surgery.open_gates(model, GATES)
+    surgery.open_parts(model, GATES)
     moments = input_moments(model, GATES, [batch()])
     assert {found.count for found in moments.values()} == {int(batch()["attention_mask"].sum())}
     assert moments[GATES[0]] is moments[GATES[2]], "both directions read the words"
