@@ -122,33 +122,17 @@ class Moments:
 class _Recorder:
     """Gathers moments by path; modules called with the very same tensor (queries, keys, values) share the work."""
 
-    def __init__(self, model: PreTrainedModel, wanted: Sequence[str], gram: bool) -> None:
-        self.attended, self.wanted, self.gram = Attended(model), frozenset(wanted), gram
+    def __init__(self, model: PreTrainedModel, gram: bool) -> None:
+        self.attended, self.gram = Attended(model), gram
         self.own: dict[str, Moments] = {}
         self.followed: dict[str, str] = {}
         self.batch: Batch = {}
         self.recent: tuple[str, Tensor] | None = None
-        self.calls: Counter[str] = Counter()
-        self.complete: Counter[str] | None = None
 
     def start(self, batch: Batch) -> None:
-        if self.complete is None and self.wanted <= self.calls.keys():
-            # What a pass calls that reaches all modules: no later one has to go on behind the last of these calls.
-            self.complete = self.calls
-        self.batch, self.recent, self.calls = batch, None, Counter()
+        self.batch, self.recent = batch, None
 
     def hook(self, path: str) -> PreHook:
-        record = self._recorder(path)
-
-        def record_and_end(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-            record(module, args, kwargs)
-            self.calls[path] += 1
-            if self.calls == self.complete:
-                stop_here()
-
-        return record_and_end
-
-    def _recorder(self, path: str) -> PreHook:
         def record(_module: object, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             source = first_tensor(args, kwargs, path)
             if self.recent is not None and self.recent[1] is source and self._same_rows(self.recent[0], path):
@@ -208,7 +192,7 @@ def input_moments(
         DataError: CK-D011 for modules that no batch reaches, CK-D012 for inputs that aren't finite.
     """
     wanted = list(dict.fromkeys(paths))
-    recorder = _Recorder(model, wanted, gram)
+    recorder = _Recorder(model, gram)
     before: dict[str, PreHook] = {path: recorder.hook(path) for path in wanted}
     _passes(model, batches, before, recorder.start, progress, stop_after, wanted, recorder.attended.routing())
     reached = recorder.own.keys() | recorder.followed.keys()
@@ -228,6 +212,32 @@ def input_moments(
     return result
 
 
+class _End:
+    """Ends each pass behind the last call that any hook wants to see.
+
+    Which one that is tells the first pass that reaches all modules; passes before it are run in full.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.wanted = frozenset(paths)
+        self.calls: Counter[str] = Counter()
+        self.complete: Counter[str] | None = None
+
+    def start(self) -> None:
+        if self.complete is None and self.wanted <= self.calls.keys():
+            self.complete = self.calls
+        self.calls = Counter()
+
+    def behind(self, path: str, hook: PreHook) -> PreHook:
+        def called(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            hook(module, args, kwargs)
+            self.calls[path] += 1
+            if self.calls == self.complete:
+                stop_here()
+
+        return called
+
+
 def _passes(
     model: PreTrainedModel,
     batches: Sequence[Batch],
@@ -242,8 +252,11 @@ def _passes(
         raise DataError("CK-D003", "there are no calibration batches", fix="give calibration data")
     after: dict[str, PostHook] = {stop_after: stop_here} if stop_after is not None else {}
     walk = batches if isinstance(batches, BlockCalibration) and batches.holds(paths) else None
-    with evaluating(model), torch.no_grad(), hooked(model, routing), hooked(model, before, after):
+    end = _End(paths)
+    ending = {path: end.behind(path, hook) for path, hook in before.items()}
+    with evaluating(model), torch.no_grad(), hooked(model, routing), hooked(model, ending, after):
         for index in range(len(batches)):
+            end.start()
             start(batches[index])
             if walk is not None:
                 walk.run(model, index)

@@ -97,7 +97,11 @@ def smoothing(activation_max: Tensor, weight_max: Tensor, alpha: float) -> Tenso
     return torch.where(used, (log - log[used].mean()).exp(), 1.0)
 
 
+def squared_norm(values: Tensor) -> float:
+    """‖values‖² of (N, O): a row is summed in its own type, the rows in float64."""
+    return float(values.square().sum(-1).sum(dtype=torch.float64))
+
+
 def relative_error(found: Tensor, exact: Tensor) -> float:
-    """‖found - exact‖² / ‖exact‖², summed in float64."""
-    norm = float(exact.square().sum(dtype=torch.float64))
-    return float((found - exact).square().sum(dtype=torch.float64)) / (norm or 1.0)
+    """‖found - exact‖² / ‖exact‖² of (N, O)."""
+    return squared_norm(found - exact) / (squared_norm(exact) or 1.0)

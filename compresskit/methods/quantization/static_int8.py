@@ -148,9 +148,10 @@ class StaticInt8(Compressor):
         fit, judge = found.rows[:half], found.rows[half:] if half < found.rows.shape[0] else found.rows
         largest = matrix.abs().amax(0)
         tried: list[tuple[float, float | None, float]] = []
+        exact = judge @ matrix.T
         for alpha in (None, *_ALPHAS) if smooth else (None,):
             scale = _smoothing(fit.abs().amax(0), largest, alpha)
-            for share, error in self._errors(fit / scale, judge / scale, matrix * scale):
+            for share, error in self._errors(fit / scale, judge / scale, matrix * scale, exact):
                 tried.append((error, alpha, share))
         error, alpha, share = min(tried, key=lambda each: each[0])
         scale = _smoothing(found.moments.abs_max.to(largest), largest, alpha)
@@ -159,15 +160,16 @@ class StaticInt8(Compressor):
             None if alpha is None else 1 / scale, *static_ranges.affine(share * low, share * high), error, alpha
         )
 
-    def _errors(self, fit: Tensor, judge: Tensor, matrix: Tensor) -> list[tuple[float, float]]:
-        """(part of the range that ``fit`` gives, error of the outputs on ``judge``)."""
+    def _errors(self, fit: Tensor, judge: Tensor, matrix: Tensor, exact: Tensor) -> list[tuple[float, float]]:
+        """(part of the range that ``fit`` gives, error of the outputs on ``judge``, which should be ``exact``)."""
         low, high = self._observed(fit)
         weights = symmetric(matrix, 8).values()
-        exact = judge @ matrix.T
+        norm = static_ranges.squared_norm(exact) or 1.0
         found = []
         for share in _SHARES if self.calibration == "output" else (1.0,):
             codes = static_ranges.rounded(judge, *static_ranges.affine(share * low, share * high))
-            found.append((share, static_ranges.relative_error(codes @ weights.T, exact)))
+            lost = torch.addmm(exact, codes, weights.T, beta=-1)
+            found.append((share, static_ranges.squared_norm(lost) / norm))
         return found
 
     def _observed(self, rows: Tensor) -> tuple[float, float]:
