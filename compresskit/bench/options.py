@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from compresskit.bench.record import Scenario
 from compresskit.bench.schedule import PROFILES, Profile
-from compresskit.errors import DataError, UsageError
+from compresskit.errors import UsageError
 
 SCENARIOS: tuple[Scenario, ...] = ("encode", "prefill", "decode", "offline")
 
@@ -106,8 +106,5 @@ def _check_task(task: str, data: Path) -> None:
         DataError: CK-D001, no such file.
     """
     from compresskit.tasks import named
-    from compresskit.tasks.data import exists
 
-    named(task)
-    if not exists(data):
-        raise DataError("CK-D001", "there is no such data file", where=str(data), fix="check the path after --data")
+    named(task).look_for(data)

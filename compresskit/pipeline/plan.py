@@ -20,6 +20,7 @@ from compresskit.core.targets import Resolution, candidates, resolve
 from compresskit.errors import DataError, RecipeError, UsageError
 from compresskit.pipeline.ledger import size_of
 from compresskit.recipe import Recipe
+from compresskit.tasks import named
 from compresskit.tasks.data import exists
 
 PLAN_VERSION = 1
@@ -169,6 +170,8 @@ def _check_files(recipe: Recipe) -> None:
             raise DataError(
                 "CK-D001", "there is no such data file", where=f"{key}: {name}", fix="check the path, from this folder"
             )
+    if recipe.evaluate is not None and recipe.evaluate.data is not None:
+        named(recipe.evaluate.task).look_for(recipe.evaluate.data)
 
 
 class _ExpectedTree:

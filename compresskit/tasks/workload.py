@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compresskit.errors import DataError
+from compresskit.tasks.data import exists
 from compresskit.tasks.scores import Score, Unit
 
 Arrays = Mapping[str, np.ndarray]
@@ -192,6 +193,15 @@ class Task(ABC):
     metric: ClassVar[str]
     unit: ClassVar[Unit] = "points"
     higher_is_better: ClassVar[bool] = True
+
+    def look_for(self, data: str | Path) -> None:
+        """Whether the data are there, without reading them: to be asked before hours of work.
+
+        Raises:
+            DataError: CK-D001.
+        """
+        if not exists(data):
+            raise DataError("CK-D001", "there is no such data file", where=str(data), fix="check the path")
 
     @abstractmethod
     def prepare(self, data: str | Path, tokenizer: Any, facts: Facts, options: Options) -> Workload:

@@ -11,6 +11,8 @@ import pytest
 import compresskit
 from compresskit.checkpoint.load import load_model
 from compresskit.recipe import Recipe
+from compresskit.report.apply_report import read_report
+from compresskit.report.page import apply_page
 from compresskit.tasks.relation_extraction.build import new_model
 from compresskit.tasks.relation_extraction.readers import read_instances
 from tests import models
@@ -44,7 +46,7 @@ def test_it_is_valid(name: str) -> None:
 def test_it_runs_from_a_folder(name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     plain = write(tmp_path / "plain.jsonl", records(24))
-    for split in ("train", "dev"):
+    for split in ("train", "dev", "test"):
         (tmp_path / "data" / f"{split}.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
     settings = dict(SIZES[name])
     if name == "bert":
@@ -59,6 +61,10 @@ def test_it_runs_from_a_folder(name: Any, tmp_path: Path, monkeypatch: pytest.Mo
     result = compresskit.apply(None, content, "out")
     (note,) = result.steps[0]["details"].values()
     assert len(note["generations"][0]["losses"]) == 2
+    assert result.quality is not None
+    assert result.quality["metric"] == "pr_auc"
+    assert {"temperature", "nll_fitted", "pr_curve"} <= set(result.quality["details"])
+    assert ">Precision and recall<" in apply_page(read_report(tmp_path / "out"))
     again = load_model(tmp_path / "out")
     before = load_model(tmp_path / "student")
     assert type(again) is type(before)

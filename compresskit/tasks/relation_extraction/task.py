@@ -57,6 +57,10 @@ class RelationExtraction(Task):
     name = "relation_extraction"
     metric = "pr_auc"
 
+    def look_for(self, data: str | Path) -> None:
+        super().look_for(data)
+        _files(data)
+
     def prepare(self, data: str | Path, tokenizer: Any, facts: Facts, options: Options) -> Workload:
         if facts.kind != "relations":
             raise self._refuse_model(facts, "a classifier of relations", "evaluate a model of compresskit.models")

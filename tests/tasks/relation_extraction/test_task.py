@@ -126,6 +126,8 @@ def test_a_benchmark_looks_its_task_up_before_anything_else(data: Path) -> None:
     with pytest.raises(RecipeError, match="no task") as caught:
         BenchOptions(("nowhere",), task="relation_extracton", data=data)
     assert "did you mean 'relation_extraction'?" in caught.value.fix
-    with pytest.raises(DataError) as missing:
-        BenchOptions(("nowhere",), task="sts", data=data / "none.tsv")
-    assert missing.value.code == "CK-D001"
+    (data / "empty").mkdir()
+    for task, name in (("sts", "none.tsv"), (TASK.name, "empty")):
+        with pytest.raises(DataError) as missing:
+            BenchOptions(("nowhere",), task=task, data=data / name)
+        assert missing.value.code == "CK-D001"
