@@ -100,7 +100,7 @@ def main() -> None:
         command = [sys.executable, __file__, *own, "--batch-size", str(arguments.batch_size)]
         row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         found["depths"] = sorted([*found["depths"], row], key=lambda each: each["layers"])
-        found["exponent"] = exponent(found["depths"])
+        found["exponent"] = exponent([each for each in found["depths"] if each["tokens"] == row["tokens"]])
         arguments.output.parent.mkdir(exist_ok=True)
         arguments.output.write_text(json.dumps(found, indent=1) + "\n")
         print(json.dumps(row), flush=True)
