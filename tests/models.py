@@ -120,6 +120,32 @@ _TABLE: dict[str, tuple[str, dict[str, Any], dict[Task, str]]] = {
         {"base": "T5Model", "classifier": "T5ForSequenceClassification", "lm": "T5ForConditionalGeneration"},
     ),
     "t5encoder": ("T5Config", _T5, {"base": "T5EncoderModel"}),
+    "xlnet": (
+        "XLNetConfig",
+        {
+            "d_model": HIDDEN,
+            "n_layer": LAYERS,
+            "n_head": 4,
+            "d_inner": WIDTH,
+            "initializer_range": 0.15,
+            **SPECIAL,
+        },
+        {"base": "XLNetModel", "classifier": "XLNetForSequenceClassification", "lm": "XLNetLMHeadModel"},
+    ),
+    "switch": (
+        "SwitchTransformersConfig",
+        {
+            **_T5,
+            "d_ff": 32,
+            "num_layers": 2,
+            "num_decoder_layers": 2,
+            "num_sparse_encoder_layers": 1,
+            "num_sparse_decoder_layers": 1,
+            "num_experts": 3,
+            "expert_capacity": 64,
+        },
+        {"base": "SwitchTransformersModel", "lm": "SwitchTransformersForConditionalGeneration"},
+    ),
     "mixtral": (
         "MixtralConfig",
         {**_GROUPED, "intermediate_size": 32, "num_local_experts": 3, "num_experts_per_tok": 2},
@@ -128,7 +154,7 @@ _TABLE: dict[str, tuple[str, dict[str, Any], dict[Task, str]]] = {
 }
 
 # Architectures of which the suites take a part: experts, raw parameters.
-MORE = ("mixtral",)
+MORE = ("mixtral", "xlnet", "switch")
 FAMILIES = tuple(name for name in _TABLE if name not in MORE)
 ENCODERS = ("bert", "roberta", "distilbert", "albert", "t5encoder")
 DECODERS = ("gpt2", "llama", "qwen2", "qwen3")
@@ -180,7 +206,7 @@ def inputs(name: str, batch: int = 3, length: int = 12, padded: bool = False, se
             left = max(2, left - int(torch.randint(1, 4, (), generator=generator)))
         ids[row, left - 1], ids[row, left:], mask[row, left:] = LAST, PAD, 0
     result = {"input_ids": ids, "attention_mask": mask}
-    if name == "t5":
+    if name in ("t5", "switch"):
         result["decoder_input_ids"] = torch.randint(MASK + 1, VOCABULARY, (batch, 5), generator=generator)
     return result
 

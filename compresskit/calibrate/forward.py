@@ -121,11 +121,13 @@ class Attended:
         self._encoder: tuple[str, ...] = ()
         self._routed: dict[str, Tensor] = {}
         self._banks: tuple[str, ...] = ()
+        self._time_first: tuple[str, ...] = ()
         try:
             body = anatomy.of(model)
         except ModelError:
             return
         self._banks = tuple(bank.path for bank in body.experts)
+        self._time_first = tuple(stack.path for stack in body.stacks if body.time_first)
         if not body.encoder_decoder:
             return
         stacks = tuple(stack.path.rpartition(".")[0] for stack in body.stacks if stack.name == "decoder")
@@ -145,6 +147,8 @@ class Attended:
         """
         mask = attention_mask(batch, decoder=self.reads_decoder(path) and "decoder_input_ids" in batch)
         flat = tensor.reshape(-1, tensor.shape[-1])
+        if _below(path, self._time_first):
+            mask = mask.T
         tokens = self._tokens(path)
         if tokens is not None:
             return flat[mask.reshape(-1).to(flat.device)[tokens]]

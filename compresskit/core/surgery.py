@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 from transformers.pytorch_utils import Conv1D
 
 from compresskit.core import anatomy
@@ -22,6 +23,7 @@ from compresskit.nn.attention import install as install_attention
 from compresskit.nn.experts import FUSED, Experts
 from compresskit.nn.kv_cache import install as install_kv_cache
 from compresskit.nn.recurrent import Recurrent
+from compresskit.nn.xlnet import XLNetAttention
 
 __all__ = [
     "alias_groups",
@@ -139,6 +141,8 @@ def open_parts(model: PreTrainedModel, paths: Sequence[str]) -> None:
 def _opened(module: nn.Module) -> nn.Module:
     if type(module) in FUSED:
         return Experts.from_module(module)
+    if type(module) is XLNetRelativeAttention:
+        return XLNetAttention.from_module(module)
     return Recurrent.from_module(cast(nn.RNNBase, module))
 
 

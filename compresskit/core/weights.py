@@ -17,11 +17,14 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 from transformers.pytorch_utils import Conv1D
 
 from compresskit.errors import ModelError
 from compresskit.nn.experts import FUSED, STACKS
 from compresskit.nn.recurrent import CELLS, matrix_names
+from compresskit.nn.xlnet import PROJECTIONS
+from compresskit.nn.xlnet import matrix as xlnet_matrix
 
 _VIEWS: dict[type[nn.Module], type[WeightView]] = {}
 
@@ -183,6 +186,18 @@ class ExpertView(PartView):
         return None
 
 
+class XLNetView(PartView):
+    """A projection of XLNet's relative attention, stored (H, N, D)."""
+
+    @property
+    def weight(self) -> Tensor:
+        return xlnet_matrix(self.parameter.data, self.name)
+
+    @property
+    def bias(self) -> None:
+        return None
+
+
 def parts(path: str, module: nn.Module) -> Iterator[PartView]:
     """The matrices that ``module`` at ``path`` holds as parameters of its own; none where it holds at most one."""
     if type(module) in CELLS:
@@ -192,6 +207,9 @@ def parts(path: str, module: nn.Module) -> Iterator[PartView]:
         for name, stock in STACKS.items():
             for expert in range(len(getattr(module, stock))):
                 yield ExpertView(path, f"{name}.{expert}", module)
+    elif type(module) is XLNetRelativeAttention:
+        for name in PROJECTIONS:
+            yield XLNetView(path, name, module)
 
 
 def part(model: nn.Module, path: str) -> PartView | None:

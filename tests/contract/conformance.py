@@ -34,7 +34,6 @@ ON_MORE = (
     "quantization.gptq",
     "quantization.static_int8",
     "quantization.embedding",
-    "sharing.layers",
     "decomposition.svd",
 )
 
@@ -143,7 +142,7 @@ class Outcome:
 
 def head_of(name: str) -> models.Task:
     """The class to test an architecture with: decoders and T5 with their language head, encoders as they are."""
-    return "lm" if name in (*models.DECODERS, "t5", "mixtral") else "base"
+    return "lm" if name in (*models.DECODERS, "t5", "mixtral", "switch") else "base"
 
 
 def model_of(name: str) -> PreTrainedModel:

@@ -10,7 +10,9 @@ from compresskit.core.anatomy import (  # noqa: F401  (each registers its famili
     moe,
     recurrent,
     relation,
+    switch,
     t5,
+    xlnet,
 )
 from compresskit.core.anatomy.family import Family, family_of, register_family, supported
 from compresskit.core.anatomy.parts import (

@@ -140,7 +140,8 @@ class EmbeddingTable:
 class Anatomy:
     """Where the parts of one model lie.
 
-    ``lacks`` says of a kind of site why this architecture has none that can be changed.
+    ``lacks`` says of a kind of site why this architecture has none that can be changed; ``time_first`` that hidden
+    states in the blocks are (T, B, H).
     """
 
     model_type: str
@@ -150,6 +151,7 @@ class Anatomy:
     output_embedding: str | None
     encoder_decoder: bool = False
     lacks: Mapping[str, str] = field(default_factory=dict, hash=False)
+    time_first: bool = False
 
     @property
     def blocks(self) -> tuple[Block, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from transformers import PreTrainedModel
 
 from compresskit.core.anatomy.family import (
@@ -22,7 +24,7 @@ _PROJECTIONS = ("q", "k", "v")
 class T5(Family):
     """Stacks ``encoder.block`` and, where there is one, ``decoder.block``."""
 
-    model_types = ("t5",)
+    model_types: ClassVar[tuple[str, ...]] = ("t5",)
 
     def read(self, model: PreTrainedModel) -> Anatomy:
         # T5's classifiers hold a T5Model as `transformer`; all other classes hold the stacks themselves.
