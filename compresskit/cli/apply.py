@@ -36,7 +36,7 @@ def apply(
 ) -> None:
     """Run a recipe on a checkpoint: save, reopen in a fresh process, and print what was measured.
 
-    Under torchrun or accelerate launch several processes train together, and the first one writes and prints.
+    Under torchrun several processes train together, and the first one writes and prints.
     """
     from compresskit import pipeline, registry
     from compresskit.cli._view import plan_view, result_view

@@ -1,4 +1,6 @@
-"""Several processes that train one model, as ``torchrun`` and ``accelerate launch`` start them.
+"""Several processes that train one model, as ``torchrun`` starts them, and ``accelerate launch --multi_gpu`` by it.
+
+On CPUs ``accelerate launch`` starts one process, whatever number it is given: use ``torchrun`` there.
 
 Every process runs the same program. The first one alone writes files; the others wait for it. A program that never
 calls ``start`` is one process, whatever started it.
