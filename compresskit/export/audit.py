@@ -16,6 +16,7 @@ from compresskit.errors import ExportError
 from compresskit.export.graph import Task
 from compresskit.nn.bitsandbytes_layers import BitsandbytesNf4Linear
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
+from compresskit.nn.fp8 import Float8Linear
 from compresskit.nn.int8 import Int8Linear
 from compresskit.nn.lookup import LookupLinear
 from compresskit.nn.packed import PackedLinear
@@ -59,7 +60,7 @@ def audit(path: Path, model: nn.Module, task: Task | None = None) -> Audit:
     import onnx
 
     proto = onnx.load(str(path))
-    arrays = {weight.name: onnx.numpy_helper.to_array(weight) for weight in proto.graph.initializer}
+    arrays = {weight.name: _array(onnx.numpy_helper.to_array(weight)) for weight in proto.graph.initializer}
     stored: dict[str, str] = {}
     for name, array in arrays.items():
         key = _digest(array)
@@ -86,6 +87,11 @@ def audit(path: Path, model: nn.Module, task: Task | None = None) -> Audit:
     return Audit(layers, tables, sizes["integer"], sizes["float"], len(arrays), operators)
 
 
+def _array(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """``array``; 8-bit floats, which numpy itself doesn't have, as their bytes."""
+    return array.view(np.uint8) if array.dtype.name.startswith("float8") else array
+
+
 def _digest(array: np.ndarray[Any, Any]) -> str:
     content = np.ascontiguousarray(array)
     return hashlib.sha256(f"{content.dtype}{content.shape}".encode() + content.tobytes()).hexdigest()
@@ -95,6 +101,8 @@ def _codes_of(module: nn.Module) -> Tensor | None:
     """The integer codes of a layer that has any."""
     if isinstance(module, INTEGER_LAYERS):
         return module.weight_codes
+    if isinstance(module, Float8Linear):
+        return module.codes.view(torch.uint8)
     if isinstance(module, (PackedLinear, LookupLinear, BitsandbytesNf4Linear, ProductEmbedding, *TABLES)):
         return module.codes
     return None

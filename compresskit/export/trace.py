@@ -140,7 +140,9 @@ def _codes_stay() -> Iterator[None]:
 def _reads_codes(node: Any) -> bool:
     constants = [value.const_value for value in node.inputs if value is not None]
     return any(
-        constant is not None and constant.dtype.name in ("INT8", "UINT8", "FLOAT16") and constant.size > 1
+        constant is not None
+        and constant.dtype.name in ("INT8", "UINT8", "FLOAT16", "FLOAT8E4M3FN")
+        and constant.size > 1
         for constant in constants
     )
 

@@ -43,7 +43,9 @@ def refuse_non_finite(model: nn.Module, outputs: Sequence[Tensor], step: str) ->
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta" or not parameter.is_floating_point():
             continue
-        if not bool(torch.isfinite(parameter).all()):
+        # torch has no isfinite for 8-bit floats.
+        values = parameter if parameter.element_size() > 1 else parameter.float()
+        if not bool(torch.isfinite(values).all()):
             raise ModelError("CK-T051", f"{step} made values that are not finite", where=name)
     for batch, output in enumerate(outputs):
         if not bool(torch.isfinite(output).all()):
@@ -51,8 +53,11 @@ def refuse_non_finite(model: nn.Module, outputs: Sequence[Tensor], step: str) ->
 
 
 def has_integer_layers(model: nn.Module) -> bool:
-    """Whether some parameter is stored as integers: rounding then makes outputs depend on batch order a little."""
-    return any(not parameter.is_floating_point() for parameter in model.parameters())
+    """Whether some parameter is stored as integers, or floats of 8 bits.
+
+    Rounding then makes outputs depend on batch order a little.
+    """
+    return any(not each.is_floating_point() or each.element_size() == 1 for each in model.parameters())
 
 
 def scales_depend_on_batch(model: nn.Module) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit import registry
+from compresskit.checkpoint.readback import same_bits
 from compresskit.nn.base import CompressedLayer, exporting
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
 from compresskit.nn.fake_quantized import FakeQuantizedLinear
@@ -25,6 +26,7 @@ from compresskit.numerics import lookup
 from compresskit.numerics.rtn import quantize
 from tests.nn.test_bitsandbytes_layers import int8 as mixed_int8
 from tests.nn.test_bitsandbytes_layers import nf4 as bitsandbytes_nf4
+from tests.nn.test_fp8 import layer as float8
 from tests.nn.test_residual import layer as residual
 from tests.nn.test_static_int8 import layer as static_int8
 
@@ -83,6 +85,7 @@ LAYERS: dict[str, tuple[CompressedLayer, tuple[int, int]]] = {
     "lstm": (Recurrent.from_module(nn.LSTM(40, 3, 2, bidirectional=True)), (12, 40)),
     "gru": (Recurrent.from_module(nn.GRU(40, 4, bias=False)), (12, 40)),
     "packed, corrected": (residual(), (12, 40)),
+    "8-bit floats": (float8(), (12, 40)),
     "low rank": (LowRankLinear.from_factors(torch.randn(12, 5), torch.randn(5, 40), torch.randn(12)), (12, 40)),
 }
 EVERY = pytest.mark.parametrize("name", LAYERS)
@@ -145,7 +148,7 @@ def test_kept_dtypes_survive_every_conversion(name: str) -> None:
     kept = {key: layer.get_parameter(key).clone() for key in present}
     converted = copy.deepcopy(layer).half().bfloat16().to(torch.float64).float()
     for key, value in kept.items():
-        assert torch.equal(converted.get_parameter(key), value)
+        assert same_bits(converted.get_parameter(key), value)
         assert converted.get_parameter(key).dtype == value.dtype
 
 

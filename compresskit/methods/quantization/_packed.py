@@ -18,6 +18,7 @@ from compresskit.core.weights import WeightView, view
 from compresskit.errors import ModelError
 from compresskit.methods.quantization._shared import quantization_detail, refuse_integer_site, weight_bytes
 from compresskit.nn.bitsandbytes_layers import BitsandbytesNf4Linear
+from compresskit.nn.fp8 import Float8Linear
 from compresskit.nn.lookup import LookupLinear
 from compresskit.nn.packed import PackedLinear
 from compresskit.nn.residual import ResidualLinear
@@ -142,7 +143,7 @@ def install(
 def install_layer(
     model: PreTrainedModel,
     path: str,
-    layer: PackedLinear | LookupLinear | BitsandbytesNf4Linear | ResidualLinear,
+    layer: PackedLinear | LookupLinear | BitsandbytesNf4Linear | Float8Linear | ResidualLinear,
     context: Context,
     **more: Any,
 ) -> None:
