@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import onnx
 import pytest
@@ -65,7 +66,7 @@ def test_products_on_a_cuda_device(dtype: torch.dtype) -> None:
     for whole in (False, True):
         made = Float8Linear.from_weight(torch.randn(64, 128), torch.randn(64), whole=whole)
         x = torch.randn(2, 7, 128)
-        expected = fp8.linear(x.to(dtype).reshape(-1, 128), made.codes, made.scale) + made.bias
+        expected = fp8.linear(x.to(dtype).reshape(-1, 128), made.codes, made.scale) + cast(Tensor, made.bias)
         there = made.cuda().to(dtype)
         assert there._by_kernel(x.cuda())
         with torch.no_grad():

@@ -55,7 +55,7 @@ def stream_of(model: PreTrainedModel) -> Stream | str:
     """The residual stream of ``model``, or a sentence that says why it can't be rotated."""
     kind = model.config.model_type
     if kind not in _READERS:
-        return f"the norms of {kind} are no RMSNorms before each part: only those let a rotation pass"
+        return f"{kind} is none of the models that are known to read through RMSNorms alone: {', '.join(_READERS)}"
     body = anatomy.of(model)
     heads = tuple(path for path in _HEADS if _present(model, path))
     if not heads:

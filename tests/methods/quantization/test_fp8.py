@@ -23,7 +23,7 @@ from tests import models
 
 @pytest.mark.parametrize("per", ["channel", "tensor"])
 def test_close_to_the_model_and_as_small_as_predicted(per: str) -> None:
-    original, method = models.tiny("gpt2"), Fp8(per=per)  # type: ignore[arg-type]
+    original, method = models.tiny("gpt2"), Fp8.model_validate({"per": per})
     model, context = copy.deepcopy(original), Context()
     sites = resolve(model, method).sites
     method.apply(model, sites, context)
@@ -40,7 +40,8 @@ def test_saved_loaded_in_other_types_and_exported(tmp_path: Path) -> None:
     Fp8().apply(model, resolve(model, Fp8()).sites, Context())
     folder = save_checkpoint(model.eval(), tmp_path / "saved").path
     with safe_open(folder / "model.safetensors", "pt") as file:
-        kinds = {file.get_slice(name).get_dtype() for name in file.keys() if name.endswith("codes")}
+        names = list(file.keys())
+        kinds = {file.get_slice(name).get_dtype() for name in names if name.endswith("codes")}
     assert kinds == {"F8_E4M3"}
     assert torch.equal(models.output(load_model(folder), batch), models.output(model, batch))
     half = type(model).from_pretrained(folder, dtype=torch.bfloat16)
