@@ -29,6 +29,7 @@ __all__ = [
     "alias_groups",
     "aliases",
     "keep_blocks",
+    "keep_experts",
     "keep_heads",
     "keep_neurons",
     "open_parts",
@@ -337,6 +338,16 @@ def keep_heads(model: PreTrainedModel, attention: anatomy.Attention, query_heads
         take_columns(model, table, torch.tensor(kept))
     values = {"heads": len(kept), "inner": len(kept) * attention.head_dim, "groups": len(kept) // len(per_group)}
     set_attributes(model, attention.path, **{name: values[what] for name, what in attention.attributes.items()})
+
+
+def keep_experts(model: PreTrainedModel, bank: anatomy.Experts, index: Tensor) -> None:
+    """Keep the experts ``index`` of a fused bank, and their rows of its router."""
+    for path in (bank.path, bank.router):
+        module = model.get_submodule(path)
+        for name, parameter in module.named_parameters(recurse=False):
+            values = parameter.data.index_select(0, index.to(parameter.device))
+            module._parameters[name] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+        set_attributes(model, path, num_experts=len(index))
 
 
 def head_index(heads: Sequence[int], head_dim: int) -> Tensor:

@@ -22,6 +22,9 @@ from compresskit.core.weights import PartView, WeightView, matrices
 from compresskit.errors import RecipeError
 from compresskit.nn.recurrent import CELLS, Recurrent
 
+_LACKS = {"experts": "it has no experts: pruning.ffn narrows its feed-forward networks"}
+"""Why an architecture has no site of a kind, where its family says nothing else."""
+
 _PATTERN = re.compile(r"[A-Za-z0-9_.*?\-\[\]!]{1,256}")
 
 
@@ -160,7 +163,8 @@ def resolve(
 
 def _refuse_lacking(model: PreTrainedModel, method: Compressor, sites: Sequence[Site], body: anatomy.Anatomy) -> None:
     """Raise CK-T014 if there is no site because the architecture has none of its kind, by what its family says."""
-    reasons = [body.lacks[kind] for kind in sorted(type(method).sites) if kind in body.lacks]
+    lacks = _LACKS | dict(body.lacks)
+    reasons = [lacks[kind] for kind in sorted(type(method).sites) if kind in lacks]
     if reasons and not sites:
         raise RecipeError(
             "CK-T014",

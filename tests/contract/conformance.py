@@ -26,6 +26,7 @@ ARCHITECTURES = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "qw
 # Architectures with other holders of weights, and the methods that stand for all on them.
 MORE = models.MORE
 ON_MORE = (
+    "pruning.experts",
     "pruning.ffn",
     "pruning.heads",
     "pruning.layers",
@@ -39,6 +40,7 @@ ON_MORE = (
 
 # Options with which each method must change a tiny model. A new method joins the suite by a line here.
 ACTIVE: dict[str, dict[str, Any]] = {
+    "pruning.experts": {"keep": 0.67},
     "pruning.ffn": {"keep": 0.5},
     "pruning.heads": {"keep": 0.5},
     "pruning.layers": {"keep": 0.67},
@@ -86,6 +88,7 @@ ACTIVE: dict[str, dict[str, Any]] = {
 
 # Options that ask for nothing: outputs must stay within 1e-5. Methods that have no such option are named with None.
 NOTHING: dict[str, dict[str, Any] | None] = {
+    "pruning.experts": {"keep": 1.0},
     "pruning.ffn": {"keep": 1.0},
     "pruning.heads": {"keep": 1.0},
     "pruning.layers": {"keep": 1.0},

@@ -102,7 +102,8 @@ ON_LANGUAGE = {"quantization.kv_cache"} | {
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_seeds_give_equal_models(method: str, tmp_path: Path) -> None:
     conformance.need_package(method)
-    name = "gpt2" if method in ON_LANGUAGE else "llama" if method == "quantization.rotation" else "bert"
+    others = {"quantization.rotation": "llama", "pruning.experts": "mixtral"}
+    name = "gpt2" if method in ON_LANGUAGE else others.get(method, "bert")
     first = conformance.run(method, ACTIVE[method], name, tmp_path / "first")
     second = conformance.run(method, ACTIVE[method], name, tmp_path / "second")
     assert first.refused is None
