@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_ROWS = 4096
+
 
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes of a row of ``count`` codes."""
@@ -20,6 +22,13 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """(…, n) codes 0 … 2^b - 1 of any integer type as (…, ceil(n b / 8)) uint8."""
     if bits == 8:
         return codes.to(torch.uint8).contiguous()
+    # Some rows at a time: on the way each code takes 16 bytes.
+    rows = codes.flatten(0, -2) if codes.dim() > 1 else codes[None]
+    parts = [_pack_rows(some, bits) for some in rows.split(_ROWS)]
+    return torch.cat(parts).reshape(*codes.shape[:-1], packed_bytes(codes.shape[-1], bits))
+
+
+def _pack_rows(codes: Tensor, bits: int) -> Tensor:
     count = codes.shape[-1]
     # Eight codes fill b bytes exactly; fewer where b divides 8.
     step = _codes_at_once(bits)

@@ -30,3 +30,11 @@ def test_four_bits_are_nibbles() -> None:
 def test_leading_axes(bits: int) -> None:
     codes = torch.randint(0, 2**bits, (2, 3, 10))
     assert torch.equal(packing.unpack(packing.pack(codes, bits), bits, 10), codes.to(torch.uint8))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (5,), (2, 3, 5), (4097, 5)])
+def test_any_number_of_rows_is_packed(shape: tuple[int, ...]) -> None:
+    codes = torch.randint(0, 8, shape, generator=torch.Generator().manual_seed(0))
+    packed = packing.pack(codes, 3)
+    assert packed.shape == (*shape[:-1], packing.packed_bytes(shape[-1], 3))
+    assert torch.equal(packing.unpack(packed, 3, shape[-1]), codes)
