@@ -24,8 +24,11 @@ from tests.contract.conformance import ACTIVE, apply_method, need_package, train
 
 pytestmark = pytest.mark.timeout(600)
 MODELS = ("minilm", "stories260K")
-SMALLER: dict[str, dict[str, Any]] = {"attention.window": {"window": 16}}
-"""Options where a tiny model's would be out of scale."""
+SMALLER: dict[str, dict[str, Any]] = {
+    "attention.window": {"window": 16},
+    "quantization.residual": {"bits": 3, "rank": 4, "targets": ("*layer*.0",)},
+}
+"""Options where a tiny model's would be out of scale, or take long."""
 
 
 def _source(name: str, request: pytest.FixtureRequest) -> Source:
