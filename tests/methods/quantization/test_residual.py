@@ -84,7 +84,7 @@ def test_factors_that_would_not_pay_are_refused() -> None:
 
 
 def test_saved_loaded_and_exported(tmp_path: Path) -> None:
-    model, _ = compressed(models.tiny("bert", num_hidden_layers=1), Residual(bits=4, rank=16), "bert")
+    model, _ = compressed(models.tiny("bert", num_hidden_layers=1), Residual(bits=4, rank=32), "bert")
     batch = models.inputs("bert", padded=True, seed=9)
     folder = save_checkpoint(model.eval(), tmp_path / "saved").path
     assert torch.equal(models.output(load_model(folder), batch), models.output(model, batch))
