@@ -163,7 +163,7 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
 
 def _position_limits(model: PreTrainedModel) -> list[int]:
     config = model.config
-    if config.model_type == "t5":
+    if config.model_type in ("t5", "switch_transformers", "xlnet"):
         return []  # positions are relative: no length is too long
     stated = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     limits = [int(stated)] if stated else []

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from compresskit.calibrate.batches import longest_input
 from compresskit.calibrate.moments import input_moments
 from compresskit.core import surgery
 from compresskit.core.weights import matrices, view
@@ -85,3 +86,8 @@ def test_statistics_leave_padding_out_though_tokens_come_first() -> None:
     rows = model.word_embedding(batch["input_ids"])[kept].double()
     assert found.count == int(kept.sum()) < kept.numel()
     assert torch.allclose(found.total, rows.sum(0), atol=1e-4)
+
+
+def test_no_length_is_too_long() -> None:
+    """Positions are relative; XLNet's config says -1."""
+    assert longest_input(models.tiny("xlnet")) == longest_input(models.tiny("switch")) == 10**6

@@ -38,6 +38,7 @@ class Mixtral(Llama):
         if count is not None:
             model.config.num_local_experts = count
             if hasattr(model, "num_experts"):
-                model.num_experts = count  # type: ignore[assignment]  # the class with a language head repeats it for its balancing loss
+                # The class with a language head repeats it, for its balancing loss.
+                model.num_experts = count  # type: ignore[assignment]
         if chosen is not None:
             model.config.num_experts_per_tok = chosen
