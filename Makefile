@@ -42,7 +42,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 bench: $(DEMO)/checkpoint/manifest.json
 	$(BIN)/compresskit bench run $(MODEL) $(DEMO)/checkpoint
