@@ -33,6 +33,10 @@ SMALLER: dict[str, dict[str, Any]] = {
 """Options where a tiny model's would be out of scale, or take long."""
 
 
+WITH_A_CACHE = {"quantization.kv_cache"}
+"""Methods that show only while a text is written, token by token."""
+
+
 def _source(name: str, request: pytest.FixtureRequest) -> Source:
     if name == "minilm":
         return open_source(request.getfixturevalue("minilm_path"))
@@ -77,7 +81,8 @@ def test_applied_or_refused(method: str, name: str, request: pytest.FixtureReque
     held_out = builtin_texts(6, 1, split="heldout")
     (batch,) = tokenize(held_out, tokenizer, model, max_length=48, batch_size=6)
     assert checks.changed(before, fingerprint(model)), "it did nothing"
-    assert models.max_difference(model, original, batch) > 1e-6, "its outputs are those of the source"
+    if method not in WITH_A_CACHE:
+        assert models.max_difference(model, original, batch) > 1e-6, "its outputs are those of the source"
     checks.refuse_non_finite(model, [models.output(model, batch)], method)
     checks.check_padding(model, batch, method)
     checks.check_cache(model, batch, method)

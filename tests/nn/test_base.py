@@ -15,6 +15,7 @@ from compresskit import registry
 from compresskit.checkpoint.readback import same_bits
 from compresskit.nn.base import CompressedLayer, exporting
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
+from compresskit.nn.experts import Experts
 from compresskit.nn.fake_quantized import FakeQuantizedLinear
 from compresskit.nn.int8 import Int8Linear
 from compresskit.nn.lookup import LookupLinear
@@ -22,6 +23,7 @@ from compresskit.nn.low_rank import LowRankLinear
 from compresskit.nn.packed import PackedLinear
 from compresskit.nn.product import ProductEmbedding
 from compresskit.nn.recurrent import Recurrent
+from compresskit.nn.xlnet import XLNetAttention
 from compresskit.numerics import lookup
 from compresskit.numerics.rtn import quantize
 from tests.nn.test_bitsandbytes_layers import int8 as mixed_int8
@@ -36,6 +38,14 @@ def head() -> QuantizedHead:
     made.fill(torch.randn(30, 48))
     nn.init.normal_(made.bias)  # type: ignore[arg-type]
     return made
+
+
+def drawn(layer: CompressedLayer) -> CompressedLayer:
+    """Random values in every parameter; no dropout."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    return layer.eval()
 
 
 def packed(bits: int, group: int | None, **options: Any) -> PackedLinear:
@@ -85,6 +95,8 @@ LAYERS: dict[str, tuple[CompressedLayer, tuple[int, int]]] = {
     "lstm": (Recurrent.from_module(nn.LSTM(40, 3, 2, bidirectional=True)), (12, 40)),
     "gru": (Recurrent.from_module(nn.GRU(40, 4, bias=False)), (12, 40)),
     "packed, corrected": (residual(), (12, 40)),
+    "experts": (drawn(Experts(2, 40, 6)), (12, 40)),
+    "attention of xlnet": (drawn(XLNetAttention(40, 3, 4, dropout=0.0)), (12, 40)),
     "8-bit floats": (float8(), (12, 40)),
     "low rank": (LowRankLinear.from_factors(torch.randn(12, 5), torch.randn(5, 40), torch.randn(12)), (12, 40)),
 }
@@ -95,7 +107,12 @@ def call(layer: CompressedLayer) -> Tensor:
     if isinstance(layer, (QuantizedEmbedding, ProductEmbedding)):
         return layer(torch.arange(6).reshape(2, 3))
     generator = torch.Generator().manual_seed(3)
-    output = layer(torch.randn(2, 3, layer.weight.shape[1], generator=generator))
+    x = torch.randn(2, 3, layer.weight.shape[1], generator=generator)
+    if isinstance(layer, Experts):
+        return layer(x[0], torch.tensor([[0, 1], [1, 0], [0, 1]]), torch.rand(3, 2, generator=generator)).detach()
+    if isinstance(layer, XLNetAttention):
+        return layer(x, None, None, None, torch.randn(4, 3, 40, generator=generator), None)[0].detach()
+    output = layer(x)
     return (output[0] if isinstance(layer, Recurrent) else output).detach()
 
 
