@@ -19,6 +19,8 @@ from compresskit.export import ExportReport, export_onnx
 from compresskit.export.fidelity import fidelity
 from compresskit.export.publish import check_target, publish, staging
 from compresskit.export.trace import Profile
+from compresskit.nn.bitsandbytes_layers import MixedInt8Linear
+from compresskit.nn.int8 import Int8Linear
 from compresskit.nn.static_int8 import StaticInt8Linear
 
 AUTO = "auto"
@@ -33,7 +35,8 @@ class Shape:
     """What is measured.
 
     Args:
-        length: tokens of a row; by default 128, or what the model takes. new_tokens: of a model that writes text.
+        length: tokens of a row; by default 128, or what the model takes. new_tokens: of a decoder; of an
+            encoder-decoder, the encoder and the decoder's first pass are measured.
         seconds: for each file.
     """
 
@@ -71,9 +74,14 @@ class Candidate:
 
 
 def profiles_for(model: PreTrainedModel) -> list[Profile]:
-    """The profiles that give different files of ``model``: ``static`` needs layers with fixed scales."""
-    static = any(isinstance(module, StaticInt8Linear) for module in model.modules())
-    return ["fast", "static", "portable"] if static else ["fast", "portable"]
+    """The profiles that give different files of ``model``.
+
+    ``static`` needs layers with fixed scales; where nothing else is an integer product, ``portable`` is the same file.
+    """
+    kinds = {type(module) for module in model.modules()}
+    if StaticInt8Linear not in kinds:
+        return ["fast", "portable"]
+    return ["fast", "static", "portable"] if kinds & {Int8Linear, MixedInt8Linear} else ["fast", "static"]
 
 
 def export_best(

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
+from compresskit.checkpoint.source import open_source
 from compresskit.cli.main import main
 from compresskit.core.context import Context
 from compresskit.core.targets import resolve
 from compresskit.errors import ExportError
+from compresskit.export.parity import Case
+from compresskit.export.report import ExportReport
 from compresskit.methods.quantization.int8 import Int8
+from compresskit.nn.int8 import Int8Linear
+from compresskit.nn.static_int8 import StaticInt8Linear
+from compresskit.pipeline import publish
 from compresskit.pipeline.profiles import Candidate, choose, profiles_for
+from compresskit.recipe import Recipe
 from tests import models
 
 FAST = Candidate("fast", 1.0, 1.0, (1.0, 1.0), 100, 0.997)
@@ -39,6 +48,41 @@ def test_choice(other: Candidate, least: float | None, kept: str, why: str) -> N
     assert [each.profile for each in found if each.kept] == [kept]
     assert next(each.why for each in found if not each.kept) == why
     assert all(each.why for each in found)
+
+
+def test_profiles_that_differ() -> None:
+    """Fixed scales alone: static and portable would be one file. A dynamic layer beside them: three."""
+    layer, other = StaticInt8Linear(8, 8, True), Int8Linear(8, 8, True, "token")
+    assert profiles_for(nn.Sequential(nn.Linear(8, 8))) == ["fast", "portable"]  # type: ignore[arg-type]
+    assert profiles_for(nn.Sequential(layer)) == ["fast", "static"]  # type: ignore[arg-type]
+    assert profiles_for(nn.Sequential(layer, other)) == ["fast", "static", "portable"]  # type: ignore[arg-type]
+
+
+def test_a_recipe_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which files are made is measured elsewhere; here: the recipe's words arrive, and the report tells of the choice."""
+    folder = models.write_checkpoint(models.tiny("distilbert", n_layers=1), tmp_path / "source")
+    asked: dict[str, Any] = {}
+
+    def stand_in(model: Any, target: Path, *, min_cosine: float | None, **about: Any) -> Any:
+        asked.update(about, min_cosine=min_cosine, target=target)
+        case = Case("model", "text", "last_hidden_state", (1, 2, 3), 0.0, 1.0, 1.0)
+        return ExportReport(target, "portable", 21, "float", {}, {target.name: 7}, [case], 0.1, []), [FAST]
+
+    monkeypatch.setattr(publish, "export_best", stand_in)
+    wanted = Recipe.load(
+        {
+            "version": 1,
+            "steps": [{"pruning.ffn": {"keep": 0.5}}],
+            "export": {"onnx": {"profile": "auto", "min_cosine": 0.99}},
+        }
+    )
+    assert wanted.export is not None
+    assert wanted.export.onnx is not None
+    content = publish._export(folder, open_source(folder), wanted.export.onnx)
+    assert asked["min_cosine"] == 0.99
+    assert asked["tokenizer"] is not None
+    assert (content["profile"], content["output"]) == ("portable", "onnx/model.onnx")
+    assert content["candidates"] == [FAST.to_dict()]
 
 
 def test_nothing_keeps_enough() -> None:
