@@ -59,7 +59,7 @@ def test_profiles_that_differ() -> None:
 
 
 def test_a_recipe_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which files are made is measured elsewhere; here: the recipe's words arrive, and the report tells of the choice."""
+    """Which files are made is tested elsewhere; here, the recipe's words arrive, and the report tells the choice."""
     folder = models.write_checkpoint(models.tiny("distilbert", n_layers=1), tmp_path / "source")
     asked: dict[str, Any] = {}
 
