@@ -21,7 +21,7 @@ from compresskit.checkpoint.plainstate import read_state, write_state
 from compresskit.core import processes
 from compresskit.core.context import Context
 from compresskit.errors import DataError
-from compresskit.train.objective import Objective
+from compresskit.train.objective import Objective, Scheduled
 from compresskit.train.order import BatchOrder, by_length
 from compresskit.train.teacher_cache import TeacherOutputs
 from compresskit.train.trainer import StudentTrainer, in_bfloat16, training_arguments
@@ -249,9 +249,8 @@ class _RecoveryTrainer(StudentTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
         student = self.loop.student.eval()
-        tell = getattr(self.loop.objective, "at", None)
-        if tell is not None:
-            tell(self.loop.step / max(1, self.loop.options.steps or 1))
+        if isinstance(self.loop.objective, Scheduled):
+            self.loop.objective.come_to(self.loop.step / max(1, self.loop.options.steps or 1))
         with self.loop.autocast():
             targets = self.loop.source.of(inputs["numbers"].tolist(), batch)
         on_device = {name: tensor.to(student.device) for name, tensor in targets.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,16 @@ class Objective(Protocol):
 
     def loss(self, student: PreTrainedModel, batch: Batch, targets: Targets) -> Tensor:
         """The loss, a scalar with gradients."""
+        ...
+
+
+@runtime_checkable
+@runtime_checkable
+class Scheduled(Protocol):
+    """An objective that changes as training goes on."""
+
+    def come_to(self, share: float) -> None:
+        """Told before each step: 0 at the first, towards 1 at the last."""
         ...
 
 

@@ -58,7 +58,7 @@ class ReplacingObjective:
     def key(self) -> str:
         return f"replacing {self.start} {self.until} {self.inner.key()}"
 
-    def at(self, share: float) -> None:
+    def come_to(self, share: float) -> None:
         """How much of the training is done, from 0 to 1."""
         self.share = share
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from compresskit import pipeline, registry
 from compresskit.checkpoint import save
@@ -80,7 +81,7 @@ def held_bytes() -> int:
     """Bytes of all tensors that are alive in this process, each storage once."""
     storages = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), Tensor) and thing.device.type == "cpu":
+        if type(thing) in (Tensor, Parameter) and thing.device.type == "cpu":
             storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
     return sum(storages.values())
 

@@ -90,5 +90,5 @@ def test_losses_of_models_put_together_by_hand(name: str, monkeypatch: pytest.Mo
     # Everything replaced: the student.
     expected = EmbeddingObjective().loss(student, batch, targets)
     assert torch.equal(loss(0.1, 0.1), expected.detach())
-    objective.at(1.0)
+    objective.come_to(1.0)
     assert torch.equal(loss(0.99, 0.99), expected.detach())
