@@ -5,7 +5,7 @@ thread. Peak memory is that of the process above what it took after imports; tim
 work on the machine counts little. Results are written after every depth, and depths that are there aren't run again.
 
     python benchmarks/gptq_scale.py
-    python benchmarks/gptq_scale.py --samples 16 --output /tmp/short.json
+    python benchmarks/gptq_scale.py --samples 16 --output short.json
 """
 
 from __future__ import annotations

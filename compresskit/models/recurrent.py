@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from compresskit.models.initial import initialise
 from compresskit.models.settings import RecurrentConfig
 from compresskit.nn.recurrent import run_padded
 
@@ -99,21 +100,7 @@ class RecurrentForSequenceClassification(PreTrainedModel):
         return (states * inside - 2 * (1 - inside)).amax(1)
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.1)
-            if module.padding_idx is not None:
-                with torch.no_grad():
-                    module.weight[module.padding_idx].zero_()
-        elif isinstance(module, nn.RNNBase):
-            for name, parameter in module.named_parameters():
-                if name.startswith("weight_hh"):
-                    nn.init.orthogonal_(parameter)
-                else:
-                    nn.init.uniform_(parameter, -0.1, 0.1)
+        initialise(module)
 
 
 AutoConfig.register(RecurrentConfig.model_type, RecurrentConfig, exist_ok=True)

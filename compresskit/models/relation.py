@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from compresskit.models.bags import SelectiveAttention
+from compresskit.models.initial import initialise
 from compresskit.models.settings import BiLSTMConfig, EntityStartConfig, PCNNConfig
 from compresskit.nn.recurrent import run_padded
 
@@ -69,22 +70,8 @@ class _Relation(PreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Conv1d):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.1)
-            if module.padding_idx is not None:
-                with torch.no_grad():
-                    module.weight[module.padding_idx].zero_()
-        elif isinstance(module, nn.LSTM):
-            for name, parameter in module.named_parameters():
-                if name.startswith("weight_hh"):
-                    nn.init.orthogonal_(parameter)
-                else:
-                    nn.init.uniform_(parameter, -0.1, 0.1)
-        elif isinstance(module, SelectiveAttention):
+        initialise(module)
+        if isinstance(module, SelectiveAttention):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
 
