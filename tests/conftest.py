@@ -6,6 +6,7 @@ import os
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
+import gc
 import importlib.util
 from pathlib import Path
 
@@ -64,3 +65,9 @@ def _own_bench_lock(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what importing and collecting made out of every later search for garbage: it stays to the end."""
+    gc.collect()
+    gc.freeze()
