@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compresskit.checkpoint import manifest
-from compresskit.checkpoint.files import MOST_NAME_BYTES, printable
+from compresskit.checkpoint.contents import CONFIG_BYTES
+from compresskit.checkpoint.files import MOST_NAME_BYTES, printable, regular_file
 from compresskit.checkpoint.storage import free_bytes, nearest_folder, storage_errors
+from compresskit.checkpoint.strict_json import read_json
 from compresskit.checkpoint.swap import moved_aside
-from compresskit.errors import ResourceError, UsageError
+from compresskit.errors import CompressKitError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from compresskit.checkpoint.source import Source
@@ -135,13 +137,27 @@ def _refuse_source(path: Path, source: Path) -> None:
 
 def _refuse_other_content(path: Path) -> None:
     names = {inner.name for inner in path.iterdir()}
-    if names and not names & {manifest.NAME, "config.json"}:
+    if names and not _is_checkpoint(path):
         raise UsageError(
             "CK-I012",
             f"{printable(path)} holds something else than a checkpoint",
             why=f"it has {len(names)} entries, among them {printable(min(names), 60)!r}; all would be deleted",
             fix="choose another output, or empty the folder yourself",
         )
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether the folder is one of ours, or of transformers: other software has files of the same names."""
+    try:
+        manifest.read(path)
+        return True
+    except CompressKitError:
+        pass
+    try:
+        config, _, _ = read_json(regular_file(path, "config.json"), CONFIG_BYTES)
+    except (FileNotFoundError, CompressKitError):
+        return False
+    return isinstance(config, dict) and bool(config.keys() & {"model_type", "architectures"})
 
 
 def _try_to_write(path: Path) -> None:

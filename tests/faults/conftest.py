@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import BertModel
 
 from compresskit.checkpoint.save import save_checkpoint
 from tests import models
 from tests.conftest import ROOT
+from tests.faults.victim import small_model, state
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -99,3 +101,29 @@ def sharded(tmp_path: Path, originals: Path) -> Folder:
 def ours(tmp_path: Path, originals: Path) -> Folder:
     """A checkpoint that we wrote, with a manifest."""
     return Folder(Path(shutil.copytree(originals / "ours", tmp_path / "ours")))
+
+
+@pytest.fixture(scope="module")
+def model() -> BertModel:
+    """The model that is saved."""
+    return small_model(2)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where it is saved: nothing is there."""
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def existing(out: Path) -> tuple[Path, dict[str, str]]:
+    """An output that is there already, and its content."""
+    save_checkpoint(small_model(1), out, extra_files={"README.md": "# old\n"})
+    content = state(out)
+    assert content is not None
+    return out, content
+
+
+def beside(path: Path) -> list[str]:
+    """What lies in the same folder as ``path``."""
+    return sorted(found.name for found in path.parent.iterdir() if found != path)

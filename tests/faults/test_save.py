@@ -1,4 +1,4 @@
-"""F01 to F20: whatever happens during a save, the output is wholly what it was or wholly what it should be."""
+"""F01 to F20 but F09 to F14: whatever happens during a save, the output is wholly what it was or what it should be."""
 
 from __future__ import annotations
 
@@ -22,29 +22,10 @@ from compresskit.checkpoint.source import open_source
 from compresskit.errors import ModelError, ResourceError, UsageError
 from tests import models
 from tests.conftest import ROOT
-from tests.faults.conftest import Folder
-from tests.faults.victim import small_model, state
+from tests.faults.conftest import Folder, beside
+from tests.faults.victim import state
 
 POINTS_AFTER_THE_SWAP = ("swap.done", "save.end", "add.end")
-
-
-@pytest.fixture(scope="module")
-def model() -> BertModel:
-    return small_model(2)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
-
-
-@pytest.fixture
-def existing(out: Path) -> tuple[Path, dict[str, str]]:
-    """An output that is there already, and its content."""
-    save_checkpoint(small_model(1), out, extra_files={"README.md": "# old\n"})
-    content = state(out)
-    assert content is not None
-    return out, content
 
 
 @pytest.fixture
@@ -57,10 +38,6 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
     yield ask
     faults.reset()
-
-
-def beside(path: Path) -> list[str]:
-    return sorted(found.name for found in path.parent.iterdir() if found != path)
 
 
 def test_the_killed_process_really_saved_three_things(killed: dict[str, Any]) -> None:
@@ -179,105 +156,6 @@ def test_f08_a_folder_that_may_not_be_written(killed: dict[str, Any]) -> None:
     assert "CK-I005" in found["message"]
     assert found["path"] in found["message"]
     assert "running as user" in found["message"]
-
-
-def test_f09_an_existing_output_needs_overwrite(existing: tuple[Path, dict[str, str]], model: BertModel) -> None:
-    path, content = existing
-    with pytest.raises(UsageError) as raised:
-        save_checkpoint(model, path)
-    assert (raised.value.code, raised.value.exit_code) == ("CK-I001", 2)
-    assert state(path) == content
-    assert beside(path) == []
-
-
-def test_f09_overwrite_deletes_nothing_but_checkpoints(out: Path, model: BertModel) -> None:
-    out.mkdir()
-    (out / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError) as raised:
-        save_checkpoint(model, out, overwrite=True)
-    assert raised.value.code == "CK-I012"
-    assert (out / "thesis.txt").read_text() == "years of work"
-
-
-@pytest.mark.parametrize("kind", ["same", "dots", "link", "inside", "around"])
-def test_f10_the_output_is_the_source(bert: Folder, tmp_path: Path, kind: str) -> None:
-    path = bert.path
-    link = tmp_path / "link"
-    link.symlink_to(path.parent)
-    outputs = {
-        "same": path,
-        "dots": path / "x" / "..",
-        "link": link / path.name,
-        "inside": path / "out",
-        "around": path.parent,
-    }
-    before = state(path)
-    (path.parent / "config.json").write_text("{}")  # so that what is around would be taken for a checkpoint
-    with pytest.raises(UsageError) as raised:
-        check_output(outputs[kind], source=open_source(path), overwrite=True)
-    assert (raised.value.code, raised.value.exit_code) == ("CK-I002", 2)
-    assert state(path) == before
-
-
-@pytest.mark.parametrize("kind", ["file", "dangling", "link to a folder", "below a file", "pipe"])
-def test_f11_the_output_is_no_folder(out: Path, model: BertModel, kind: str) -> None:
-    other = out.with_name("other")
-    target = out
-    if kind == "file":
-        out.write_text("here")
-    elif kind == "dangling":
-        out.symlink_to(other)
-    elif kind == "link to a folder":
-        other.mkdir()
-        out.symlink_to(other)
-    elif kind == "below a file":
-        out.write_text("here")
-        target = out / "x" / "y"
-    else:
-        os.mkfifo(out)
-    with pytest.raises(UsageError) as raised:
-        save_checkpoint(model, target, overwrite=True)
-    assert (raised.value.code, raised.value.exit_code) == ("CK-I003", 2)
-    assert os.path.lexists(out)
-    assert not other.exists() or list(other.iterdir()) == []
-
-
-@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
-def test_f12_rights_follow_the_umask(
-    bert: Folder, out: Path, model: BertModel, umask: int, file_mode: int, folder_mode: int
-) -> None:
-    before = os.umask(umask)
-    try:
-        save_checkpoint(model, out, source=open_source(bert.path), extra_files={"onnx/notes.txt": "x"})
-    finally:
-        os.umask(before)
-    modes = {path: path.stat().st_mode & 0o777 for path in out.rglob("*")}
-    assert {mode for path, mode in modes.items() if path.is_file()} == {file_mode}
-    assert {out.stat().st_mode & 0o777, modes[out / "onnx"]} == {folder_mode}
-
-
-@pytest.mark.parametrize("name", ["Übung 漢字 🙂", "with spaces", "-leading", "x" * 200, "[*]?", "a'b\"c$(d)"])
-def test_f13_odd_names_work(tmp_path: Path, model: BertModel, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    save_checkpoint(model, Path(name))
-    save_checkpoint(model, Path(name), overwrite=True)
-    assert open_source(tmp_path / name).load_model().config.hidden_size == 16
-    assert beside(tmp_path / name) == []
-
-
-@pytest.mark.parametrize("name", ["new\nline", "bell\x07", "\x1b[31mred", "right\u202eleft", "nul\0", "\udc80", ""])
-def test_f13_names_that_would_garble_a_terminal_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError) as raised:
-        check_output(os.path.join(tmp_path, name) if name else name)
-    assert raised.value.code == "CK-I004"
-    assert str(raised.value).replace("\n", "").isprintable()
-
-
-@pytest.mark.parametrize("name", ["x" * 216, "x" * 300, "é" * 108, "/".join(["y" * 200] * 25)])
-def test_f14_too_long_names_are_refused_before(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError) as raised:
-        check_output(tmp_path / name)
-    assert (raised.value.code, raised.value.exit_code) == ("CK-I004", 2)
 
 
 HOLD = """
