@@ -3,6 +3,9 @@
 A method with ``walk = "block"`` is called once a block. The blocks before it have been compressed by then, and their
 output is all that the rest of the model sees of them. It is kept per batch, and handed to the model in their place:
 embeddings, masks and position biases are still computed by the model itself, so that the result is that of a full run.
+
+Of a model that is in memory part by part, what the embeddings give is kept too, and each block is entered while the one
+before it is still there.
 """
 
 from __future__ import annotations
@@ -13,13 +16,13 @@ from copy import copy
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.forward import PostHook, evaluating, hidden_of, hooked, run, stop_here
+from compresskit.calibrate.forward import PostHook, PreHook, evaluating, hidden_of, hooked, run, stop_here
 from compresskit.core import anatomy
 from compresskit.core.context import Batch
-from compresskit.errors import InternalError
+from compresskit.errors import InternalError, ModelError
 
 
 class BlockCalibration(Sequence[Batch]):
@@ -34,6 +37,7 @@ class BlockCalibration(Sequence[Batch]):
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self._batches = list(batches)
+        self._before: dict[str, list[Any]] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -55,12 +59,33 @@ class BlockCalibration(Sequence[Batch]):
         part = copy(self)
         part._batches = self._batches[index]
         part._stored = {path: outputs[index] for path, outputs in self._stored.items()}
+        part._before = {path: outputs[index] for path, outputs in self._before.items()}
         return part
 
     @property
     def current(self) -> str | None:
         """Path of the block that was entered last."""
         return self._current
+
+    def begin(self, model: PreTrainedModel) -> None:
+        """Keep what the modules give that run before the first block; from now on they needn't have values.
+
+        Raises:
+            ModelError: CK-L066, one of them has no values now, or is called more than once.
+        """
+        body = anatomy.of(model)
+        blocks = [block.path for block in body.blocks]
+        self._before = {}
+        kept: dict[str, list[Any]] = {path: [] for path in _outside(model, blocks)}
+        before: dict[str, PreHook] = {path: _refuse_empty(path) for path in kept}
+        after: dict[str, PostHook] = {path: _keeper(outputs, stop=False) for path, outputs in kept.items()}
+        with evaluating(model), torch.no_grad(), hooked(model, {**before, blocks[0]: stop_here}, after):
+            for batch in self._batches:
+                run(model, batch)
+        self._before = {path: outputs for path, outputs in kept.items() if outputs}
+        for path, outputs in self._before.items():
+            if len(outputs) != len(self._batches):
+                raise _not_by_parts(path, "it is called more than once before the first block")
 
     def enter(self, model: PreTrainedModel, block_path: str) -> None:
         """Come to the block at ``block_path``; blocks before it are taken as they now are, and never run again.
@@ -120,13 +145,19 @@ class BlockCalibration(Sequence[Batch]):
         """Whether all ``paths`` lie in the entered block."""
         return self._current is not None and all(path.startswith(f"{self._current}.") for path in paths)
 
-    def run(self, model: PreTrainedModel, index: int) -> None:
-        """Run the entered block, and nothing behind it, on batch ``index``; hooks inside it see its true inputs."""
+    def run(self, model: PreTrainedModel, index: int) -> Tensor | None:
+        """Run the entered block, and nothing behind it, on batch ``index``; hooks inside it see its true inputs.
+
+        Returns:
+            The hidden states that the block gives, or None where a hook has stopped the run before.
+        """
         if self._current is None:
             raise InternalError("CK-D014", "no block has been entered")
-        with self._skipping(model) as place, hooked(model, after={self._current: stop_here}):
+        given: list[Any] = []
+        with self._skipping(model) as place, hooked(model, after={self._current: _keeper(given, stop=True)}):
             place(index)
             run(model, self._batches[index])
+        return hidden_of(given[0]) if given else None
 
     @contextmanager
     def _skipping(self, model: PreTrainedModel) -> Iterator[Any]:
@@ -141,19 +172,59 @@ class BlockCalibration(Sequence[Batch]):
             position[0] = index
 
         try:
-            for path, outputs in self._stored.items():
-                stack = path.rpartition(".")[0]
-                for other in self._order[: self._order.index(path) + 1]:
-                    if other.rpartition(".")[0] == stack:
-                        block = model.get_submodule(other)
-                        patched.append((block, vars(block).get("forward")))
-                        block.forward = stand_in(outputs)
+            for path, outputs in self._given():
+                module = model.get_submodule(path)
+                patched.append((module, vars(module).get("forward")))
+                module.forward = stand_in(outputs)
             yield place
         finally:
-            for block, own in reversed(patched):
-                del block.forward
+            for module, own in reversed(patched):
+                del module.forward
                 if own is not None:
-                    block.forward = own
+                    module.forward = own
+
+    def _given(self) -> Iterator[tuple[str, list[Any]]]:
+        """Paths of the modules that aren't run, each with what stands for its output, by batch."""
+        yield from self._before.items()
+        for path, outputs in self._stored.items():
+            stack = path.rpartition(".")[0]
+            for other in self._order[: self._order.index(path) + 1]:
+                if other.rpartition(".")[0] == stack:
+                    yield other, outputs
+
+
+def entered(batches: Sequence[Batch], paths: Sequence[str]) -> BlockCalibration | None:
+    """``batches`` as a walk, where it has entered a block that holds all ``paths``."""
+    return batches if isinstance(batches, BlockCalibration) and batches.holds(paths) else None
+
+
+def _outside(model: PreTrainedModel, blocks: Sequence[str]) -> list[str]:
+    """The outermost modules with parameters that hold no block and lie in none."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        around = path == "" or any(f"{block}.".startswith(f"{path}.") for block in blocks)
+        inside = any(path.startswith(f"{other}.") for other in (*blocks, *found))
+        if not around and not inside and next(module.parameters(), None) is not None:
+            found.append(path)
+    return found
+
+
+def _refuse_empty(path: str) -> PreHook:
+    def refuse(module: nn.Module, _args: Any, _kwargs: Any) -> None:
+        if any(parameter.device.type == "meta" for parameter in module.parameters()):
+            raise _not_by_parts(path, "it runs before the first block, and comes behind the blocks in the files")
+
+    return refuse
+
+
+def _not_by_parts(path: str, why: str) -> ModelError:
+    return ModelError(
+        "CK-L066",
+        "what comes before the blocks can't be run by itself",
+        where=path,
+        why=why,
+        fix="load the whole model, without low memory",
+    )
 
 
 def _keeper(outputs: list[Any], *, stop: bool) -> PostHook:

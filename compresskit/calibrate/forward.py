@@ -72,9 +72,15 @@ def on_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Where the values of ``model`` lie, of which some parts may be without values."""
+    devices = (parameter.device for parameter in model.parameters())
+    return next((device for device in devices if device.type != "meta"), model.device)
+
+
 def run(model: PreTrainedModel, batch: Batch) -> Any:
     """One forward pass without key-value cache; None if a hook stopped it early."""
-    inputs: dict[str, Any] = dict(on_device(batch, model.device))
+    inputs: dict[str, Any] = dict(on_device(batch, device_of(model)))
     if "use_cache" in accepted(model):
         inputs["use_cache"] = False
     try:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.blocks import BlockCalibration
+from compresskit.calibrate.blocks import entered
 from compresskit.calibrate.forward import (
     Attended,
     PostHook,
@@ -251,7 +251,7 @@ def _passes(
     if len(batches) == 0:
         raise DataError("CK-D003", "there are no calibration batches", fix="give calibration data")
     after: dict[str, PostHook] = {stop_after: stop_here} if stop_after is not None else {}
-    walk = batches if isinstance(batches, BlockCalibration) and batches.holds(paths) else None
+    walk = entered(batches, paths)
     end = _End(paths)
     ending = {path: end.behind(path, hook) for path, hook in before.items()}
     with evaluating(model), torch.no_grad(), hooked(model, routing), hooked(model, ending, after):

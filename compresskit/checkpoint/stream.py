@@ -6,7 +6,7 @@ change it, and leaves with nothing of it in memory: the model keeps its structur
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from compresskit.checkpoint.files import printable
 from compresskit.checkpoint.quiet import quiet_transformers
@@ -24,8 +25,6 @@ from compresskit.core import anatomy
 from compresskit.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from compresskit.checkpoint.source import Source
 
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -59,7 +58,8 @@ class StreamedModel:
 
     Attributes:
         model: without values, outside of ``loaded``.
-        parts: blocks in the model's order, then the rest in pieces no larger than the largest block where that goes.
+        parts: what comes before the blocks, and runs before them; the blocks in the model's order; then the rest in
+            pieces no larger than the largest block where that goes.
 
     Raises:
         ModelError: CK-L063, names or shapes of the files aren't the model's own; CK-L064, blocks share tensors; what
@@ -88,6 +88,24 @@ class StreamedModel:
         kinds = loader_dtypes(self.model)
         self._types = {name: kinds.get(name, tensor.dtype) for name, tensor in self._state().items()}
         self.parts = _parts(self.model, self._groups)
+        self._computed: set[int] = set()
+
+    def compute_buffers(self) -> None:
+        """Give the buffers their values that no file holds: positions, frequencies of rotary embeddings.
+
+        They stay, whatever part is loaded: a model without them can't be run.
+        """
+        owner: dict[str, PreTrainedModel] = {}
+        for path, module in self.model.named_modules():
+            owner[path] = module if isinstance(module, PreTrainedModel) else owner[path.rpartition(".")[0]]
+            if not module._non_persistent_buffers_set:
+                continue
+            for name, buffer in module._buffers.items():
+                if name in module._non_persistent_buffers_set and buffer is not None:
+                    module._buffers[name] = torch.empty_like(buffer, device="cpu")
+                    self._computed.add(id(module._buffers[name]))
+            with torch.no_grad():  # as transformers itself fills them in when it has loaded a model
+                owner[path]._init_weights(module)
 
     def _state(self) -> dict[str, Tensor]:
         return dict(self.model.state_dict(keep_vars=True))
@@ -127,7 +145,7 @@ class StreamedModel:
             refuse_non_finite(self.model, self.where)
             yield
         finally:
-            release(self.model)
+            release(self.model, self._computed)
 
     def _fill(self, group: frozenset[str]) -> None:
         stored = sorted(group & self._files.keys())
@@ -174,13 +192,17 @@ def _put(module: nn.Module, name: str, tensor: Any) -> None:
     table[name] = tensor
 
 
-def release(model: nn.Module) -> None:
-    """Leave every parameter and buffer of ``model`` without its values; what is shared stays shared."""
+def release(model: nn.Module, kept: Container[int] = ()) -> None:
+    """Leave every parameter and buffer of ``model`` without its values; what is shared stays shared.
+
+    Args:
+        kept: ids of tensors that stay as they are.
+    """
     empty: dict[int, Tensor] = {}
     for module in model.modules():
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
-                if tensor is None or tensor.device.type == "meta":
+                if tensor is None or tensor.device.type == "meta" or id(tensor) in kept:
                     continue
                 if id(tensor) not in empty:
                     bare: Tensor = torch.empty_like(tensor, device="meta")
@@ -193,8 +215,8 @@ def release(model: nn.Module) -> None:
 def _parts(model: PreTrainedModel, groups: dict[str, frozenset[str]]) -> tuple[Part, ...]:
     state = dict(model.state_dict(keep_vars=True))
     paths = list(dict.fromkeys(block.path for block in anatomy.of(model).blocks))
-    found = [_part(path, [name for name in state if name.startswith(f"{path}.")], state) for path in paths]
-    for part in found:
+    blocks = [_part(path, [name for name in state if name.startswith(f"{path}.")], state) for path in paths]
+    for part in blocks:
         outside = [name for own in part.names for name in groups[own] - set(part.names)]
         if outside:
             raise ModelError(
@@ -203,10 +225,16 @@ def _parts(model: PreTrainedModel, groups: dict[str, frozenset[str]]) -> tuple[P
                 where=outside[0],
                 fix="load the whole model, without low memory",
             )
-    inside = {name for part in found for name in part.names}
-    largest = max((part.bytes for part in found), default=0)
+    inside = {name for part in blocks for name in part.names}
+    largest = max((part.bytes for part in blocks), default=0)
+    pieces = _together([name for name in state if name not in inside], groups)
+    order = {name: number for number, name in enumerate(state)}
+    start = min((order[name] for name in inside), default=0)
+    first = [names for names in pieces if order[names[0]] < start]
+    found = [_part("", [name for names in first for name in names], state)] if first else []
+    found += blocks
     waiting: list[str] = []
-    for names in _together([name for name in state if name not in inside], groups):
+    for names in (names for names in pieces if names not in first):
         if waiting and _part("", [*waiting, *names], state).bytes > largest:
             found.append(_part("", waiting, state))
             waiting = []

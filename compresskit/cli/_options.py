@@ -20,7 +20,7 @@ TrustRemoteCode = Annotated[
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="treat skipped sites and settings without effect as errors")]
 LowMemory = Annotated[
-    bool, typer.Option("--low-memory", help="one block in memory at a time; for methods that need no data")
+    bool, typer.Option("--low-memory", help="one block in memory at a time; `plan` says which methods can")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object, last on stdout")]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Need = Literal["calibration", "teacher", "labels", "training"]
 Gain = Literal["file", "memory", "compute", "latency"]
 Walk = Literal["model", "block"]
+Streams = Literal["site", "block"]
 
 
 class Compressor(BaseModel, ABC):
@@ -36,9 +37,12 @@ class Compressor(BaseModel, ABC):
     needs: ClassVar[frozenset[Need]] = frozenset()
     shrinks: ClassVar[frozenset[Gain]] = frozenset()
     walk: ClassVar[Walk] = "model"
-    streams: ClassVar[bool] = False
-    """Whether each site is changed by its own weights alone, the same whatever else is in memory. Only such methods run
-    part by part on a model larger than memory. ``context.details`` then names ``bytes`` before and after."""
+    streams: ClassVar[Streams | None] = None
+    """What has to be in memory at once for a model larger than memory to be changed as it would be whole.
+
+    ``site``: each site is changed by its own weights alone. ``block``: a method that walks by block, and takes of the
+    model no more than the entered block and what ``context.calibration`` runs of it. None: the whole model.
+    ``context.details`` of a method that streams names ``bytes`` before and after."""
     paper: ClassVar[str] = ""
     package: ClassVar[str] = ""
     """An optional package without which the method refuses every site."""

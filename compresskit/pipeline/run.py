@@ -47,7 +47,7 @@ class Options:
     """How to run, as opposed to what: none of it changes the result of a finished run, but for seed and device.
 
     With ``low_memory`` one block of the model is in memory at a time. The weights are those of any other run; the
-    result isn't run, and methods that look at more than single matrices are refused.
+    result isn't run, and methods that look at more than one block are refused.
     """
 
     overwrite: bool = False

@@ -1,30 +1,36 @@
 """A run with little memory: every step on one part of the model, then the next part, from the files and to the files.
 
-Only methods that change each site by its own weights alone can run so. No forward pass is made: what needs the whole
-model (fidelity, quality, export, calibration) is refused by name, before anything is read.
+Only methods that say so (``Compressor.streams``) can run so. For those that need data the embeddings are run on the
+calibration once, then each block on what the compressed ones before it give. What needs the whole model (fidelity,
+quality, export) is refused by name, before anything is read.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from compresskit.calibrate.blocks import BlockCalibration
 from compresskit.checkpoint.faults import point
 from compresskit.checkpoint.save import check_free_space, save_written
 from compresskit.checkpoint.shards import ShardWriter
 from compresskit.checkpoint.source import Source
-from compresskit.checkpoint.stream import Part, StreamedModel
-from compresskit.core import processes, surgery
-from compresskit.core.context import Context
+from compresskit.checkpoint.stream import StreamedModel
+from compresskit.core import anatomy, processes, surgery
+from compresskit.core.compressor import Compressor
+from compresskit.core.context import Batch, Context
+from compresskit.core.sites import Site
 from compresskit.core.targets import Resolution
 from compresskit.errors import RecipeError
 from compresskit.pipeline import checks
+from compresskit.pipeline.data import calibration
 from compresskit.pipeline.ledger import StepRecord, size_of
 from compresskit.pipeline.plan import Plan, make_plan, require_same, resolutions, step_label
 from compresskit.pipeline.publish import hand_over
@@ -46,7 +52,7 @@ def refuse_whole(recipe: Recipe, source: Source, options: Any) -> None:
     reasons = [
         f"{step_label(number, step.method)} looks at more than each matrix by itself"
         for number, step in enumerate(recipe.steps, 1)
-        if not type(step.method).streams or step.recover is not None
+        if type(step.method).streams is None or step.recover is not None
     ]
     asked = {
         "the source is compressed already": source.compressed,
@@ -60,18 +66,53 @@ def refuse_whole(recipe: Recipe, source: Source, options: Any) -> None:
     reasons += [sentence for sentence, holds in asked.items() if holds]
     reasons += [f"the gate on {gate.metric} runs the model" for gate in recipe.gates if gate.metric not in MEASURED]
     if reasons:
-        raise RecipeError(
-            "CK-L062",
-            "this can't be done with little memory, part by part",
-            why="; ".join(reasons),
-            fix="leave that out, or run without low memory",
-        )
+        raise _needs_all(reasons)
 
 
 def plan_streamed(recipe: Recipe, source: Source, options: Any) -> Plan:
     """What ``apply_streamed`` would do."""
     refuse_whole(recipe, source, options)
-    return make_plan(StreamedModel(source, options.dtype).model, recipe, source, strict=options.strict)
+    model = StreamedModel(source, options.dtype).model
+    made = make_plan(model, recipe, source, strict=options.strict)
+    _refuse_unreached(model, recipe, resolutions(model, recipe, strict=options.strict))
+    return made
+
+
+def _sees_data(method: Compressor) -> bool:
+    """Whether ``method`` is fitted to what the compressed part of the model before it gives."""
+    return type(method).streams == "block" and "calibration" in method.requirements()
+
+
+def _refuse_unreached(model: PreTrainedModel, recipe: Recipe, found: Sequence[Resolution]) -> None:
+    """Say which steps need inputs that no run of one block by itself gives.
+
+    Raises:
+        RecipeError: CK-L062.
+    """
+    stacks = anatomy.of(model).stacks
+    reasons = []
+    for number, (step, resolution) in enumerate(zip(recipe.steps, found, strict=True), 1):
+        if not _sees_data(step.method):
+            continue
+        label = step_label(number, step.method)
+        if len(stacks) > 1 or any(stack.repeats > 1 for stack in stacks):
+            reasons.append(f"{label} needs data, and the model runs more than one stack of blocks, once each")
+        reasons += [
+            f"{label} needs the inputs of {site.path}, outside of the blocks"
+            for site in resolution.sites
+            if site.block is None
+        ]
+    if reasons:
+        raise _needs_all(reasons)
+
+
+def _needs_all(reasons: Sequence[str]) -> RecipeError:
+    return RecipeError(
+        "CK-L062",
+        "this can't be done with little memory, part by part",
+        why="; ".join(reasons),
+        fix="leave that out, or run without low memory",
+    )
 
 
 def apply_streamed(
@@ -89,6 +130,8 @@ def apply_streamed(
     refuse_whole(recipe, source, options)
     run = _StreamedRun(recipe, source, StreamedModel(source, options.dtype), options, listener)
     made = make_plan(run.streamed.model, recipe, source, strict=options.strict)
+    run.found = resolutions(run.streamed.model, recipe, strict=options.strict)
+    _refuse_unreached(run.streamed.model, recipe, run.found)
     if expected is not None:
         require_same(made, expected)
     listener.plan(made)
@@ -109,6 +152,9 @@ class _StreamedRun:
     streamed: StreamedModel
     options: Any
     listener: Any
+    found: list[Resolution] = field(default_factory=list)
+    walks: dict[int, BlockCalibration] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
     seconds: dict[int, float] = field(default_factory=dict)
     details: dict[int, dict[str, Any]] = field(default_factory=dict)
     warnings: dict[int, list[str]] = field(default_factory=dict)
@@ -116,14 +162,14 @@ class _StreamedRun:
     def execute(self, work: Path, output: Path, planned: list[str], started: float) -> Result:
         model, staged = self.streamed.model, work / "result"
         before = size_of(model)
-        found = resolutions(model, self.recipe, strict=self.options.strict)
+        self._prepare()
         writers: list[ShardWriter] = []
 
         def write(folder: Path) -> bool:
             writers.append(ShardWriter(model, folder, len(self.streamed.parts)))
             for number, part in enumerate(self.streamed.parts):
                 with self.streamed.loaded(part):
-                    self._compress(part, found, work)
+                    self._compress(number, work)
                     writers[-1].write()
                 point(f"part.{number + 1}.finished")
                 self.listener.progress((number + 1) / len(self.streamed.parts), part.path or "outside of the blocks")
@@ -139,7 +185,7 @@ class _StreamedRun:
             extra_files={"recipe.yaml": self.recipe.to_yaml()},
         )
         self.source.verify_unchanged()
-        rows = self._rows(found, before.bytes)
+        rows = self._rows(before.bytes)
         after = size_of(model)
         result = Result(
             output=str(output),
@@ -154,6 +200,7 @@ class _StreamedRun:
                     [
                         *self.source.notices,
                         *planned,
+                        *self.notices,
                         *(warning for row in rows for warning in row["warnings"]),
                         "done part by part with little memory: the result was compared bit by bit, and not run",
                     ]
@@ -173,30 +220,64 @@ class _StreamedRun:
             self.listener.step(row)
         return result
 
-    def _compress(self, part: Part, found: list[Resolution], work: Path) -> None:
-        """All steps, one after the other, on what ``part`` holds."""
-        for number, (step, resolution) in enumerate(zip(self.recipe.steps, found, strict=True), 1):
-            sites = [site for site in resolution.sites if part.holds(site.path)]
-            if not sites:
-                continue
+    def _prepare(self) -> None:
+        """Give each step that needs data a walk of its own over it: what it sees has come through the steps before."""
+        asking = [number for number, step in enumerate(self.recipe.steps, 1) if _sees_data(step.method)]
+        if not asking:
+            return
+        tokenizer = self.source.load_tokenizer()
+        model, seed = self.streamed.model, self.options.seed
+        batches = calibration(model, tokenizer, self.recipe, seed, self.notices.append)
+        if tokenizer is None:
+            self.notices.append("the model has no tokenizer: calibrated on random tokens")
+        self.streamed.compute_buffers()
+        self.walks = {number: BlockCalibration(batches) for number in asking}
+
+    def _compress(self, index: int, work: Path) -> None:
+        """All steps, one after the other, on what the part ``index`` holds."""
+        part = self.streamed.parts[index]
+        for number, (step, resolution) in enumerate(zip(self.recipe.steps, self.found, strict=True), 1):
             began = time.perf_counter()
-            seed = self.options.seed + number
-            torch.manual_seed(seed)
-            context = Context(
-                seed=seed,
-                work=work,
-                warn=self.warnings.setdefault(number, []).append,
-                details=self.details.setdefault(number, {}),
-            )
-            step.method.apply(self.streamed.model, sites, context)
-            checks.refuse_non_finite(self.streamed.model, [], step_label(number, step.method))
+            walk = self.walks.get(number)
+            if walk is not None and index == 0:
+                walk.begin(self.streamed.model)
+            elif walk is not None and part.path:
+                walk.enter(self.streamed.model, part.path)
+            sites = [site for site in resolution.sites if part.holds(site.path)]
+            if sites:
+                self._apply(number, step.method, sites, walk or (), work)
+            if walk is not None:
+                self._go_on(number, index)
             self.seconds[number] = self.seconds.get(number, 0.0) + time.perf_counter() - began
 
-    def _rows(self, found: list[Resolution], held: int) -> list[dict[str, Any]]:
+    def _apply(
+        self, number: int, method: Compressor, sites: Sequence[Site], batches: Sequence[Batch], work: Path
+    ) -> None:
+        seed = self.options.seed + number
+        torch.manual_seed(seed)
+        context = Context(
+            seed=seed,
+            calibration=batches,
+            work=work,
+            warn=self.warnings.setdefault(number, []).append,
+            details=self.details.setdefault(number, {}),
+        )
+        method.apply(self.streamed.model, sites, context)
+        checks.refuse_non_finite(self.streamed.model, [], step_label(number, method))
+
+    def _go_on(self, number: int, index: int) -> None:
+        """Run what the walk of step ``number`` has come to, as it now is, for the block after it."""
+        following = [part.path for part in self.streamed.parts[index + 1 : index + 2] if part.path]
+        if not following:
+            del self.walks[number]
+        elif self.streamed.parts[index].path:
+            self.walks[number].enter(self.streamed.model, following[0])
+
+    def _rows(self, held: int) -> list[dict[str, Any]]:
         """The ledger; what the whole model takes after a step follows from what each of its sites saved."""
         rows = []
         parameters = size_of(self.streamed.model).parameters
-        for number, (step, resolution) in enumerate(zip(self.recipe.steps, found, strict=True), 1):
+        for number, (step, resolution) in enumerate(zip(self.recipe.steps, self.found, strict=True), 1):
             details = self.details.get(number, {})
             held -= sum(_saved(detail) for detail in details.values())
             record = StepRecord(

@@ -8,7 +8,7 @@ from compresskit.calibrate.batches import random_batches
 from compresskit.calibrate.blocks import BlockCalibration
 from compresskit.calibrate.moments import input_moments
 from compresskit.core import anatomy
-from compresskit.errors import InternalError
+from compresskit.errors import InternalError, ModelError
 from tests import models
 
 
@@ -135,3 +135,38 @@ def test_an_unknown_block_is_refused() -> None:
     with pytest.raises(InternalError) as caught:
         BlockCalibration(random_batches(model)).enter(model, "encoder.layer.7")
     assert caught.value.code == "CK-D014"
+
+
+def test_what_comes_before_the_blocks_is_run_once() -> None:
+    model = models.tiny("bert")
+    batches = random_batches(model, samples=6, max_length=10, batch_size=3)
+    blocks = anatomy.of(model).blocks
+    path = blocks[1].ffns[0].output
+    expected = input_moments(model, [path], batches)[path].gram
+    walk = BlockCalibration(batches)
+    walk.begin(model)
+    with torch.no_grad():
+        for parameter in model.embeddings.parameters():
+            parameter.zero_()
+    walk.enter(model, blocks[1].path)
+    for part in (walk, walk[:]):
+        assert isinstance(part, BlockCalibration)
+        torch.testing.assert_close(input_moments(model, [path], part)[path].gram, expected, rtol=0, atol=0)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("what", ["empty", "called twice"])
+def test_what_comes_before_the_blocks_must_run_by_itself(what: str) -> None:
+    model = models.tiny("llama")
+    if what == "empty":
+        model.embed_tokens.to("meta")
+    else:
+
+        def again(*_: object) -> None:
+            model.embed_tokens(torch.tensor([1]))
+
+        model.rotary_emb.register_forward_pre_hook(again)
+    with pytest.raises(ModelError) as caught:
+        BlockCalibration(random_batches(model)).begin(model)
+    assert caught.value.code == "CK-L066"
+    assert caught.value.where == "embed_tokens"

@@ -40,6 +40,25 @@ def test_the_parts_together_are_the_model(name: str, task: models.Task, tmp_path
     assert all(torch.equal(found[key], whole[key]) for key in whole)
 
 
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_buffers_that_no_file_holds_are_those_of_a_loaded_model(name: str, tmp_path: Path) -> None:
+    streamed = opened(models.tiny(name), tmp_path)
+    streamed.compute_buffers()
+    with streamed.loaded(streamed.parts[0]):
+        pass
+    loaded = open_source(tmp_path / "source").load_model()
+    expected, found = (dict(model.named_non_persistent_buffers()) for model in (loaded, streamed.model))
+    assert expected
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_what_runs_before_the_blocks_is_the_first_part(tmp_path: Path) -> None:
+    streamed = opened(models.tiny("bert"), tmp_path)
+    assert {name.partition(".")[0] for name in streamed.parts[0].names} == {"embeddings"}
+    assert [part.path for part in streamed.parts] == ["", *(f"encoder.layer.{index}" for index in range(3)), ""]
+
+
 def test_a_tied_head_comes_with_its_table_and_stays_tied(tmp_path: Path) -> None:
     streamed = opened(models.tiny("gpt2", task="lm"), tmp_path)
     (part,) = [part for part in streamed.parts if part.holds("lm_head")]
@@ -88,7 +107,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     streamed = opened(model, tmp_path)
     with streamed.loaded(streamed.parts[0]):
         pass
-    with pytest.raises(ModelError) as caught, streamed.loaded(streamed.parts[1]):
+    with pytest.raises(ModelError) as caught, streamed.loaded(streamed.parts[2]):
         pass
     assert caught.value.code == "CK-M014"
 

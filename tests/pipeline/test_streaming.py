@@ -11,14 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from transformers import PreTrainedModel
 
 from compresskit import pipeline, registry
+from compresskit.calibrate import blocks
 from compresskit.checkpoint import save
 from compresskit.checkpoint.load import load_model
 from compresskit.checkpoint.shards import ShardWriter
 from compresskit.checkpoint.source import open_source
 from compresskit.checkpoint.stream import StreamedModel
-from compresskit.core.context import Context
+from compresskit.core.context import Batch, Context
 from compresskit.core.targets import resolve
 from compresskit.errors import GateError, ModelError, RecipeError, ResourceError, UsageError
 from compresskit.pipeline import Options
@@ -27,7 +29,7 @@ from tests.pipeline.conftest import recipe
 
 LOW = Options(low_memory=True)
 INT4 = recipe("quantization.rtn", {"quantization.embedding": {"bits": 4}})
-STREAMING = sorted(name for name, method in registry.methods().items() if method.streams)
+STREAMING = sorted(name for name, method in registry.methods().items() if method.streams == "site")
 
 
 def same_tensors(first: Path, second: Path) -> bool:
@@ -77,6 +79,31 @@ def test_methods_that_stream_change_each_site_alike_whatever_else_is_in_memory(n
     assert all("bytes" in context.details[site.path] for site in sites)
 
 
+REST = {"bert": "quantization.static_int8", "gpt2": "quantization.awq", "llama": "quantization.smoothquant"}
+
+
+@pytest.mark.parametrize("name", REST)
+def test_methods_fitted_to_data_give_what_an_ordinary_run_gives(name: str, tmp_path: Path) -> None:
+    source = models.write_checkpoint(models.tiny(name), tmp_path / "source")
+    opened = open_source(source)
+    # The first sees float networks behind compressed attention, the second all attention compressed.
+    steps = recipe({"quantization.embedding": {}}, {"quantization.gptq": {"targets": ["*att*"]}}, REST[name])
+    whole = pipeline.apply(opened.load_model(), steps, tokenizer=opened.load_tokenizer())
+    parts = pipeline.apply(source, steps, tmp_path / "parts", options=LOW)
+    assert whole.model is not None
+    one, other = whole.model.state_dict(), load_model(tmp_path / "parts").state_dict()
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    rows = [[(row["bytes"], row["sites"], row["details"]) for row in each.steps] for each in (whole, parts)]
+    assert rows[0] == rows[1]
+
+
+def test_every_method_that_streams_by_block_is_compared() -> None:
+    fitted = {name for name, method in registry.methods().items() if method.streams == "block"}
+    assert fitted == {"quantization.gptq", *REST.values()}
+    assert all(registry.method(name).walk == "block" for name in fitted)
+
+
 def held_bytes() -> int:
     """Bytes of all tensors that are alive in this process, each storage once."""
     storages = {}
@@ -107,17 +134,34 @@ def test_no_more_than_a_part_is_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
     assert max(seen) <= 1.2 * largest < weights / 8
 
 
+def test_no_more_than_a_part_is_in_memory_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = models.write_checkpoint(models.tiny("llama", num_hidden_layers=6), tmp_path / "source")
+    largest = max(part.bytes for part in StreamedModel(open_source(source)).parts)
+    plain, seen = blocks.run, []
+
+    def watched(model: PreTrainedModel, batch: Batch) -> Any:
+        weights = {id(each): each.nbytes for each in model.parameters() if each.device.type != "meta"}
+        seen.append((sum(weights.values()), sum(each.nbytes for each in model.parameters())))
+        return plain(model, batch)
+
+    monkeypatch.setattr(blocks, "run", watched)
+    pipeline.apply(source, recipe("quantization.gptq"), tmp_path / "out", options=LOW)
+    assert len(seen) > 6 * 4
+    assert 0 < max(held for held, _ in seen) <= largest < seen[0][1] / 4
+
+
 @pytest.mark.parametrize(
     ("asked", "options", "why"),
     [
-        (recipe("quantization.rtn", "quantization.gptq"), LOW, "step 2 .quantization.gptq."),
+        (recipe("quantization.rtn", "pruning.layers"), LOW, "step 2 .pruning.layers."),
+        (recipe({"quantization.gptq": {"targets": ["encoder*", "pooler"]}}), LOW, "pooler.dense, outside"),
         (recipe({"quantization.rtn": {"recover": {"distillation.logits": {}}}}), LOW, "step 1"),
         ({**INT4, "export": {"onnx": {"profile": "fast"}}}, LOW, "export"),
         ({**INT4, "gates": {"fidelity": ">= 90%"}}, LOW, "fidelity"),
         (INT4, Options(low_memory=True, resume=True), "resumed"),
         (INT4, Options(low_memory=True, device="cuda"), "CPU"),
     ],
-    ids=["calibration", "recovery", "export", "gate", "resume", "device"],
+    ids=["whole", "outside", "recovery", "export", "gate", "resume", "device"],
 )
 def test_what_needs_the_whole_model_is_refused_by_the_plan(
     source: Path, asked: dict[str, Any], options: Options, why: str
@@ -138,7 +182,7 @@ def test_a_full_disk_in_the_middle_leaves_nothing(
 ) -> None:
     monkeypatch.setenv("CK_FAULT", "part.2.finished:enospc")
     with pytest.raises(ResourceError) as caught:
-        pipeline.apply(source, INT4, tmp_path / "out", options=LOW)
+        pipeline.apply(source, recipe("quantization.gptq"), tmp_path / "out", options=LOW)
     assert caught.value.code == "CK-I007"
     assert list(tmp_path.iterdir()) == []
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.moments import Moments
-from compresskit.core.compressor import Gain, Need, Walk
+from compresskit.core.compressor import Gain, Need, Streams, Walk
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import view
@@ -38,6 +38,7 @@ class Awq(SymmetricOrNot):
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory"})
     walk: ClassVar[Walk] = "block"
+    streams: ClassVar[Streams | None] = "block"
     leaves: ClassVar[tuple[str, ...] | None] = ()
     paper: ClassVar[str] = "Lin et al., AWQ, MLSys 2024 (arXiv 2306.00978)"
 
@@ -69,9 +70,9 @@ class Awq(SymmetricOrNot):
         found = awq.search(weights, gram, moments.abs_mean.to(gram.device), self._rounded)
         scale, folded = found.scale, False
         if scale is not None and self.fold:
-            batch = context.calibration[0]
-            norm = norm_before(model, group[0].path, weights[0].shape[1], batch)
-            folded = norm is not None and fold(model, norm, views, scale, batch)
+            batches = context.calibration
+            norm = norm_before(model, group[0].path, weights[0].shape[1], batches)
+            folded = norm is not None and fold(model, norm, views, scale, batches)
         own = None if scale is None or folded else 1 / scale
         for site, weight, codes in zip(group, weights, found.codes, strict=True):
             values = codes.values() if scale is None else codes.values() / scale

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from compresskit.core.compressor import Compressor, Gain
+from compresskit.core.compressor import Compressor, Gain, Streams
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
@@ -34,7 +34,7 @@ class BnbNf4(Compressor):
     sites: ClassVar[frozenset[str]] = frozenset({"matrix"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory"})
     leaves: ClassVar[tuple[str, ...] | None] = ()
-    streams: ClassVar[bool] = True
+    streams: ClassVar[Streams | None] = "site"
     package: ClassVar[str] = PACKAGE
     paper: ClassVar[str] = "Dettmers et al., QLoRA, NeurIPS 2023 (arXiv 2305.14314)"
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from compresskit.core.compressor import Compressor, Gain
+from compresskit.core.compressor import Compressor, Gain, Streams
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import view
@@ -31,7 +31,7 @@ class Embedding(Compressor):
     sites: ClassVar[frozenset[str]] = frozenset({"embedding"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory"})
     leaves: ClassVar[tuple[str, ...] | None] = ()
-    streams: ClassVar[bool] = True
+    streams: ClassVar[Streams | None] = "site"
     paper: ClassVar[str] = "Shen et al., Q-BERT (group-wise), 2020 (arXiv 1909.05840); scales by least squares"
 
     bits: Bits = Field(8, description="8: symmetric; less: packed without gaps, with zero points and float16 scales")

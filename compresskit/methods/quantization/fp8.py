@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from compresskit.core.compressor import Compressor, Gain
+from compresskit.core.compressor import Compressor, Gain, Streams
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
@@ -31,7 +31,7 @@ class Fp8(Compressor):
     sites: ClassVar[frozenset[str]] = frozenset({"matrix"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory"})
     leaves: ClassVar[tuple[str, ...] | None] = ()
-    streams: ClassVar[bool] = True
+    streams: ClassVar[Streams | None] = "site"
     paper: ClassVar[str] = "Micikevicius et al., FP8 Formats for Deep Learning, 2022 (arXiv 2209.05433)"
 
     per: Literal["channel", "tensor"] = Field("channel", description="what shares a scale: a row, or the whole matrix")

@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from compresskit.core.compressor import Gain, Need, Walk
+from compresskit.core.compressor import Gain, Need, Streams, Walk
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import view
@@ -33,6 +33,7 @@ class Gptq(SymmetricOrNot):
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory"})
     walk: ClassVar[Walk] = "block"
+    streams: ClassVar[Streams | None] = "block"
     leaves: ClassVar[tuple[str, ...] | None] = ()
     paper: ClassVar[str] = "Frantar et al., GPTQ, ICLR 2023 (arXiv 2210.17323)"
 

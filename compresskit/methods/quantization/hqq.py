@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from compresskit.core.compressor import Gain
+from compresskit.core.compressor import Gain, Streams
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import view
@@ -30,7 +30,7 @@ class Hqq(WeightOnly):
     sites: ClassVar[frozenset[str]] = frozenset({"matrix"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory"})
     leaves: ClassVar[tuple[str, ...] | None] = ()
-    streams: ClassVar[bool] = True
+    streams: ClassVar[Streams | None] = "site"
     paper: ClassVar[str] = "Badri and Shaji, Half-Quadratic Quantization, 2023"
 
     power: float = Field(POWER, gt=0, le=1, description="p of the error |w - w'|^p that is minimised")

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from compresskit.core.compressor import Compressor, Gain
+from compresskit.core.compressor import Compressor, Gain, Streams
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import view
@@ -30,7 +30,7 @@ class Int8(Compressor):
     sites: ClassVar[frozenset[str]] = frozenset({"matrix"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory", "latency"})
     leaves: ClassVar[tuple[str, ...] | None] = ()
-    streams: ClassVar[bool] = True
+    streams: ClassVar[Streams | None] = "site"
     paper: ClassVar[str] = "Zafrir et al., Q8BERT, 2019 (arXiv 1910.06188); dynamic activations as in ONNX Runtime"
 
     activations: Literal["token", "tensor"] = Field(

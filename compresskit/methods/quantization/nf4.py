@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from compresskit.core.compressor import Compressor, Gain
+from compresskit.core.compressor import Compressor, Gain, Streams
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
@@ -35,7 +35,7 @@ class Nf4(Compressor):
     sites: ClassVar[frozenset[str]] = frozenset({"matrix"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory"})
     leaves: ClassVar[tuple[str, ...] | None] = ()
-    streams: ClassVar[bool] = True
+    streams: ClassVar[Streams | None] = "site"
     paper: ClassVar[str] = "Dettmers et al., QLoRA, NeurIPS 2023 (arXiv 2305.14314)"
 
     group: int = Field(64, ge=2, description="columns that share a scale; it must divide the columns of the matrix")

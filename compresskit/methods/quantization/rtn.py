@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from compresskit.core.compressor import Gain
+from compresskit.core.compressor import Gain, Streams
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
@@ -31,7 +31,7 @@ class Rtn(SymmetricOrNot):
     sites: ClassVar[frozenset[str]] = frozenset({"matrix"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory"})
     leaves: ClassVar[tuple[str, ...] | None] = ()
-    streams: ClassVar[bool] = True
+    streams: ClassVar[Streams | None] = "site"
     paper: ClassVar[str] = "Jacob et al. 2018 (arXiv 1712.05877); groups: Shen et al. 2020 (arXiv 1909.05840)"
 
     per: Literal["group", "channel", "tensor"] = Field(  # type: ignore[assignment]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from compresskit.calibrate.moments import site_moments, site_samples
 from compresskit.core import anatomy, surgery
 from compresskit.core.anatomy import Rows
-from compresskit.core.compressor import Compressor, Gain, Need, Walk
+from compresskit.core.compressor import Compressor, Gain, Need, Streams, Walk
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import view, view_of
@@ -63,6 +63,7 @@ class SmoothQuant(Compressor):
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory", "latency"})
     walk: ClassVar[Walk] = "block"
+    streams: ClassVar[Streams | None] = "block"
     leaves: ClassVar[tuple[str, ...] | None] = ()
     paper: ClassVar[str] = "Xiao et al., SmoothQuant, ICML 2023 (arXiv 2211.10438)"
 
@@ -94,12 +95,12 @@ class SmoothQuant(Compressor):
         """Smooth what the matrices of ``group`` read, in the norm before them; what the ledger says of it."""
         plain = [view(model, site.path) for site in group]
         matrix = torch.cat([finite_weight(item) for item in plain])
-        batch = context.calibration[0]
-        norm = norm_before(model, group[0].path, matrix.shape[1], batch)
+        batches = context.calibration
+        norm = norm_before(model, group[0].path, matrix.shape[1], batches)
         if norm is None:
             return {"alpha": None, "smoothing": "none"}
         alpha, scale = self._search(model, group[0], matrix, context, None)
-        if scale is not None and fold(model, norm, plain, scale, batch):
+        if scale is not None and fold(model, norm, plain, scale, batches):
             return {"alpha": alpha, "smoothing": "norm"}
         return {"alpha": None, "smoothing": "none"}
 
@@ -118,7 +119,7 @@ class SmoothQuant(Compressor):
             if scale is None:
                 continue
             made = scale.reshape(-1, pair.heads, pair.size)[:, 0].reshape(-1)
-            if fold_rows(model, maker, pair.rows, reader, made, scale, context.calibration[0]):
+            if fold_rows(model, maker, pair.rows, reader, made, scale, context.calibration):
                 found[pair.reader] = {"alpha": alpha, "smoothing": pair.place}
         return found
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from compresskit.calibrate.moments import Moments, site_moments, site_samples
 from compresskit.core import anatomy, surgery
-from compresskit.core.compressor import Compressor, Gain, Need
+from compresskit.core.compressor import Compressor, Gain, Need, Streams
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view, view_of
@@ -74,6 +74,7 @@ class StaticInt8(Compressor):
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory", "latency"})
     walk: ClassVar[Literal["model", "block"]] = "block"
+    streams: ClassVar[Streams | None] = "block"
     leaves: ClassVar[tuple[str, ...] | None] = ()
     paper: ClassVar[str] = "Jacob et al. 2018 (arXiv 1712.05877); smoothing: Xiao et al. 2023 (arXiv 2211.10438)"
 

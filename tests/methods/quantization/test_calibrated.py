@@ -118,15 +118,15 @@ def test_scales_go_into_the_norm_where_only_the_sites_read_it() -> None:
 def test_folding_changes_nothing_or_is_undone() -> None:
     model, batch = uneven("llama"), batches("llama")[0]
     expected, paths = models.output(model, batch), [f"layers.0.self_attn.{name}_proj" for name in "qkv"]
-    norm = norm_before(model, paths[0], models.HIDDEN, batch)
+    norm = norm_before(model, paths[0], models.HIDDEN, [batch])
     assert norm == "layers.0.input_layernorm"
     scale, weight = torch.rand(models.HIDDEN) + 0.5, model.get_parameter(f"{norm}.weight").detach().clone()
-    assert not fold(model, norm, [view(model, paths[0])], scale, batch), "keys and values read it too"
+    assert not fold(model, norm, [view(model, paths[0])], scale, [batch]), "keys and values read it too"
     assert torch.equal(models.output(model, batch), expected)
-    assert fold(model, norm, [view(model, path) for path in paths], scale, batch)
+    assert fold(model, norm, [view(model, path) for path in paths], scale, [batch])
     torch.testing.assert_close(model.get_parameter(f"{norm}.weight").detach(), weight / scale)
     torch.testing.assert_close(models.output(model, batch), expected, rtol=1e-3, atol=1e-4)
-    assert norm_before(model, "layers.0.self_attn.o_proj", models.HIDDEN, batch) is None
+    assert norm_before(model, "layers.0.self_attn.o_proj", models.HIDDEN, [batch]) is None
 
 
 @pytest.mark.parametrize("method", CALIBRATED)
