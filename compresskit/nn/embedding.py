@@ -211,13 +211,12 @@ class QuantizedHead(_QuantizedTable):
 
     def step_onnx(self, x: Tensor) -> Tensor:
         """The node for few tokens: integer products with the codes, which the lookup may share; else a float one."""
-        group = self.columns if self.group is None else self.group
+        block = block_product.block_for(self.columns if self.group is None else self.group)
         if self.bits == 8 and self.group is None and self.columns % block_product.BLOCK == 0:
             result = block_product.node(x, self.codes, self.scale)
-        elif self.bits == 4 and group >= _LEAST_BLOCK and not group & (group - 1) and self.zero is not None:
-            codes = self.codes.reshape(self.rows, self.columns // group, group // 2)
-            zeros = self.zero.reshape(-1)
-            result = block_product.blocks_of(x, codes, self.scale.float().reshape(-1), zeros, self.rows, 4, group)
+        elif self.bits == 4 and block is not None:
+            packed = (self.codes, self.scale, self.zero)
+            result = block_product.grouped(x, *packed, 4, block, block_product.INTEGER)
         else:
             return torch.nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
         result = result.to(x.dtype)

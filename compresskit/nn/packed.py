@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compresskit.nn import block_product
 from compresskit.nn.base import exporting
-from compresskit.nn.block_product import largest
 from compresskit.nn.lazy import lazy
 from compresskit.nn.quantized import QuantizedLayer
 from compresskit.numerics.packing import pack, packed_bytes, unpack, unpack_float
@@ -19,7 +19,6 @@ from compresskit.registry import register_layer
 Zeros = Literal["none", "integer", "float"]
 # What ONNX Runtime's MatMulNBits takes.
 _BITS = (2, 4, 8)
-_LEAST_BLOCK = 16
 # Weights that are dequantized at once: the float copy of a slice of rows stays in the cache.
 _WEIGHTS = 2**20
 
@@ -174,35 +173,15 @@ class PackedLinear(QuantizedLayer):
         block = self._block()
         if block is None:
             return self.standard_onnx(x)
-        blocks = self.in_features // block
-        codes = self.codes.reshape(self.out_features, blocks, block * self.bits // 8)
-        # ONNX Runtime computes both once, when the session is made: the file holds the small ones.
-        scale = self.scale.float().expand(self.out_features, blocks).reshape(-1)
-        inputs: tuple[Tensor, ...] = (x.float(), codes, scale)
-        if self.zero is not None:
-            zero = self.zero.float() if self.zeros == "float" else self.zero
-            repeated = zero.expand(self.out_features, blocks) if self.group is None and self.bits == 8 else zero
-            inputs += (repeated.reshape(-1),)
-        settings = {"K": self.in_features, "N": self.out_features, "bits": self.bits, "block_size": block}
-        result = torch.onnx.ops.symbolic(
-            "com.microsoft::MatMulNBits",
-            inputs,
-            {**settings, "accuracy_level": self.accuracy_level},
-            dtype=torch.float32,
-            shape=(*x.shape[:-1], self.out_features),
-            version=1,
-        ).to(x.dtype)
+        packed = (self.codes, self.scale, self.zero)
+        result = block_product.grouped(x, *packed, self.bits, block, self.accuracy_level).to(x.dtype)
         return result if self.bias is None else result + self.bias.to(x.dtype)
 
     def _block(self) -> int | None:
         """The block size of MatMulNBits for these codes, or None if it can't take them."""
         if self.bits not in _BITS or (self.bits == 8 and self.zeros == "float"):
             return None
-        if self.group is None and (self.zero is None or self.bits == 8):
-            # A scale is repeated for the blocks of its row; zero points of 2 and 4 bits can't be.
-            return largest(self.in_features)
-        block = self.group if self.group is not None else None if self.whole else self.in_features
-        return block if block is not None and block >= _LEAST_BLOCK and not block & (block - 1) else None
+        return block_product.block_for(self.in_features if self.group is None else self.group)
 
     def standard_onnx(self, x: Tensor) -> Tensor:
         """The product in operators that every runtime has; the codes are unpacked when the session is made."""

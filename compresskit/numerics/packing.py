@@ -83,6 +83,14 @@ def unpack_float(packed: Tensor, bits: int, count: int) -> Tensor:
     return codes.flatten(-2)[..., :count]
 
 
+def pack_float(codes: Tensor, bits: int) -> Tensor:
+    """``pack`` of codes (…, n) in float32, for ``bits`` that divide 8: what the ONNX exporter knows of bytes."""
+    size = 8 // bits
+    chunks = F.pad(codes, (0, -codes.shape[-1] % size)).unflatten(-1, (-1, size))
+    places = torch.tensor([2.0 ** (bits * number) for number in range(size)], device=codes.device)
+    return (chunks * places).sum(-1).to(torch.uint8)
+
+
 def _codes_at_once(bits: int) -> int:
     """How many codes fill whole bytes."""
     return 8 // bits if 8 % bits == 0 else 8

@@ -18,7 +18,7 @@ from compresskit.numerics import lookup
 from compresskit.numerics.rtn import Codes, quantize
 from tests.export.conftest import export_module, run
 
-IN, OUT = 128, 48
+IN, OUT = 384, 48
 OPTIONS: dict[str, dict[str, Any]] = {
     "b2": {"bits": 2, "group": 32},
     "b3": {"bits": 3, "group": 32},
@@ -26,13 +26,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "b4s": {"bits": 4, "group": 64, "symmetric": True},
     "b4rows": {"bits": 4, "symmetric": True},
     "b4row_zeros": {"bits": 4},
+    "b2row_zeros": {"bits": 2},
+    "b4whole": {"bits": 4, "whole": True},
+    "b4long": {"bits": 4, "group": 192},
     "b5": {"bits": 5, "group": 16},
     "b6": {"bits": 6},
     "b8": {"bits": 8, "group": 128},
     "b8rows": {"bits": 8},
     "b8whole": {"bits": 8, "whole": True, "symmetric": True},
 }
-CONTRIB = {"b2", "b4", "b4s", "b4rows", "b4row_zeros", "b8", "b8rows", "b8whole", "between"}
+CONTRIB = {
+    "b2", "b2row_zeros", "b4", "b4s", "b4rows", "b4row_zeros", "b4whole", "b4long", "b8", "b8rows", "b8whole", "between"
+}  # fmt: skip
 
 
 class Layers(nn.Module):

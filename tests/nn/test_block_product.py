@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compresskit.nn.block_product import largest
+from compresskit.nn.block_product import block_for, largest
 from compresskit.nn.packed import PackedLinear
 from compresskit.numerics.rtn import quantize
 
@@ -15,6 +15,11 @@ def test_the_largest_block_that_divides(columns: int, block: int | None) -> None
     assert largest(columns) == block
 
 
+@pytest.mark.parametrize(("span", "block"), [(16, 16), (48, None), (96, 32), (256, 256), (512, 128), (4096, 128)])
+def test_onnx_runtime_takes_no_block_above_256(span: int, block: int | None) -> None:
+    assert block_for(span) == block
+
+
 @pytest.mark.parametrize(
     ("options", "block"),
     [
@@ -22,7 +27,7 @@ def test_the_largest_block_that_divides(columns: int, block: int | None) -> None
         ({"bits": 8, "symmetric": True}, 128),
         ({"bits": 4, "symmetric": True}, 128),
         ({"bits": 4, "group": 32}, 32),
-        ({"bits": 4}, None),
+        ({"bits": 4}, 128),
         ({"bits": 3, "group": 32}, None),
     ],
 )

@@ -19,6 +19,8 @@ def test_packed_without_gaps_and_back(bits: int, count: int, seed: int) -> None:
         assert bytes(found.tolist()) == packing.pack_oracle(row, bits)
     assert torch.equal(packing.unpack(packed, bits, count), codes)
     assert torch.equal(packing.unpack_float(packed, bits, count), codes.float())
+    if 8 % bits == 0:
+        assert torch.equal(packing.pack_float(codes.float(), bits), packed)
 
 
 def test_four_bits_are_nibbles() -> None:
