@@ -97,6 +97,13 @@ def smoothing(activation_max: Tensor, weight_max: Tensor, alpha: float) -> Tenso
     return torch.where(used, (log - log[used].mean()).exp(), 1.0)
 
 
+def powers_of_two(scale: Tensor) -> Tensor:
+    """The power of two nearest to each positive number, by their logarithms: multiplying by it rounds nothing."""
+    mantissa, _ = torch.frexp(scale)
+    above = scale / mantissa
+    return torch.where(mantissa < 0.5**0.5, above / 2, above)
+
+
 def squared_norm(values: Tensor) -> float:
     """‖values‖² of (N, O): a row is summed in its own type, the rows in float64."""
     return float(values.square().sum(-1).sum(dtype=torch.float64))

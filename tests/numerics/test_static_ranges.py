@@ -65,3 +65,10 @@ def test_unused_channels_stay_as_they_are() -> None:
     assert scale[:2].tolist() == [1.0, 1.0]
     assert bool(scale.isfinite().all())
     assert static_ranges.smoothing(torch.zeros(3), weights, 0.5).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_powers_of_two_are_exact_and_nearest() -> None:
+    scale = torch.tensor([1.0, 0.75, 1.4, 1.5, 0.3, 1e-6, 40.0])
+    found = static_ranges.powers_of_two(scale)
+    assert torch.equal(found, 2.0 ** scale.double().log2().round().float())
+    assert bool((torch.frexp(found).mantissa == 0.5).all())

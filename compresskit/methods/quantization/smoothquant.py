@@ -25,7 +25,7 @@ from compresskit.methods.quantization._packed import finite_weight
 from compresskit.methods.quantization._shared import refuse_integer_site, refuse_parts, weight_bytes
 from compresskit.numerics import integer
 from compresskit.numerics.grids import symmetric
-from compresskit.numerics.static_ranges import relative_error, smoothing
+from compresskit.numerics.static_ranges import powers_of_two, relative_error, smoothing
 from compresskit.registry import register
 
 _SAMPLES = 1024
@@ -54,7 +54,8 @@ class SmoothQuant(Compressor):
 
     Scales are divided out of the norm before, of the rows that make the values, or of the linear half of a gated
     feed-forward network, where that changes no output; a matrix behind none of them stays as it is. The exponent alpha
-    is searched for each input by the error of the outputs, and none is taken where that is best.
+    is searched for each input by the error of the outputs, and none is taken where that is best. In models of 16 bits
+    scales are powers of two, by which nothing is rounded.
     """
 
     family: ClassVar[str] = "quantization"
@@ -137,10 +138,15 @@ class SmoothQuant(Compressor):
         fit, judge = samples[:half], samples[half:] if half < len(samples) else samples
         exact = judge @ matrix.T
         largest = _by_group(matrix.abs().amax(0), pair)
-        seen = _by_group(fit.abs().amax(0), pair)
+        halves = view(model, site.path).weight.dtype.itemsize == 2
+
+        def scale_of(seen: Tensor, alpha: float) -> Tensor:
+            scale = smoothing(_by_group(seen, pair), largest, alpha)
+            # Any other factor would round the weights of a model in 16 bits twice, and its outputs move.
+            return powers_of_two(scale) if halves else scale
 
         def error(alpha: float | None) -> float:
-            scale = torch.ones_like(largest) if alpha is None else smoothing(seen, largest, alpha)
+            scale = torch.ones_like(largest) if alpha is None else scale_of(fit.abs().amax(0), alpha)
             grid = symmetric(matrix * scale, 8)
             per_token = self.activations == "token"
             found = integer.linear(judge / scale, grid.codes, grid.scale.reshape(-1), None, per_token=per_token)
@@ -150,7 +156,7 @@ class SmoothQuant(Compressor):
         if best is None:
             return None, None
         moments = site_moments(model, site, context.calibration, gram=False)
-        return best, smoothing(_by_group(moments.abs_max.to(largest), pair), largest, best)
+        return best, scale_of(moments.abs_max.to(largest), best)
 
 
 def _pairs(model: PreTrainedModel) -> list[_Pair]:

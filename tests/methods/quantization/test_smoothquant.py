@@ -113,3 +113,9 @@ def test_weights_that_are_not_finite_are_an_error() -> None:
     with pytest.raises(CompressKitError) as caught:
         applied(model, "llama")
     assert caught.value.code in ("CK-M054", "CK-D012")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_16_bits_are_smoothed_too(dtype: torch.dtype) -> None:
+    _, context = applied(outlying("llama").to(dtype), "llama")
+    assert {"norm", "values", "up"} <= {detail["smoothing"] for detail in context.details.values()}
