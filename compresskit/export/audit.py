@@ -79,7 +79,7 @@ def audit(path: Path, model: nn.Module, task: Task | None = None) -> Audit:
             raise _refused(f"the {str(codes.dtype).removeprefix('torch.')} codes of {name} are not in the file", path)
         layers += isinstance(module, INTEGER_LAYERS)
         tables += isinstance(module, TABLES)
-        _refuse_float(name, cast(Tensor, module.weight), floats, path)
+        _refuse_float(name, (cast(Tensor, module.weight), codes), floats, path)
     sizes = Counter[str]()
     for array in arrays.values():
         sizes["float" if array.dtype.kind == "f" else "integer"] += array.nbytes
@@ -123,21 +123,26 @@ def reaches_outputs(task: Task, module: nn.Module) -> bool:
     return any(bool(tensor.isnan().any()) for tensor in found.values())
 
 
-def _refuse_float(name: str, weight: Tensor, floats: list[np.ndarray[Any, Any]], path: Path) -> None:
-    """No float weight of the file may be ``weight`` (O, I), its transposition, or its bare codes."""
-    values = weight.detach().float().cpu()
-    for array in floats:
-        for oriented in (array, array.T):
-            if oriented.shape != tuple(values.shape):
-                continue
-            other = torch.tensor(oriented).float()
-            if _proportional(values[0], other[0]) and torch.allclose(values, other, rtol=1e-3, atol=1e-6):
-                raise _refused(f"{name} is in the file as float too", path)
+def _refuse_float(name: str, matrices: tuple[Tensor, ...], floats: list[np.ndarray[Any, Any]], path: Path) -> None:
+    """No float weight of the file may be one of ``matrices`` (a weight (O, I), its codes), or its transpose."""
+    for matrix in matrices:
+        shapes = (tuple(matrix.shape), tuple(matrix.shape)[::-1])
+        alike = [array for array in floats if array.shape in shapes]
+        if not alike:
+            continue
+        values = matrix.detach().float().cpu()
+        if bool(values.any()) and any(
+            _equal(values, torch.tensor(turned).float()) for array in alike for turned in (array, array.T)
+        ):
+            raise _refused(f"{name} is in the file as float too", path)
 
 
-def _proportional(left: Tensor, right: Tensor) -> bool:
-    """A quick look at one row before comparing all."""
-    return bool(torch.nn.functional.cosine_similarity(left, right, dim=0) > 0.999)
+def _equal(values: Tensor, other: Tensor) -> bool:
+    """Whether all are alike but for rounding; a look at some rows, of which the first may be zeros, comes first."""
+    if values.shape != other.shape:
+        return False
+    few = slice(None, None, max(1, len(values) // 16))
+    return all(torch.allclose(values[part], other[part], rtol=1e-3, atol=1e-6) for part in (few, slice(None)))
 
 
 def _refused(what: str, path: Path) -> ExportError:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compresskit.calibrate.forward import evaluating
+from compresskit.checkpoint.skeleton import model_dtype
 from compresskit.checkpoint.source import open_source
 from compresskit.errors import ExportError, UsageError
 from compresskit.export import parity
@@ -45,6 +46,8 @@ _FLOAT_CACHE = (
     "quantization.kv_cache is not in the files: no operator of ONNX reads a cache of a few bits, so they take and give "
     "keys and values in floats"
 )
+
+_REFUSED = (torch.bfloat16, torch.float64)
 
 EXTERNAL_ABOVE = 2_000_000_000
 """Bytes of weights from which they go into a second file: protobuf holds 2 GiB."""
@@ -141,11 +144,13 @@ def _opset(profile: str, opset: int | None) -> int:
 
 
 def _require_float32(model: PreTrainedModel) -> None:
-    others = {parameter.dtype for parameter in model.parameters() if parameter.dtype in (torch.bfloat16, torch.float64)}
+    computes_in = model_dtype(model)  # a scale of ours may be float16 in any model
+    others = {str(parameter.dtype) for parameter in model.parameters() if parameter.dtype in _REFUSED}
+    others |= set() if computes_in == torch.float32 else {str(computes_in)}
     if others or model.device.type != "cpu":
         raise ExportError(
             "CK-X012",
-            f"a model in {', '.join(map(str, others)) or 'memory of ' + model.device.type} can't be exported as it is",
+            f"a model in {', '.join(sorted(others)) or 'memory of ' + model.device.type} can't be exported as it is",
             why="the file is checked on the CPU, in the model's own type",
             fix='load it in float32 on the CPU: load_model(dtype="float32")',
         )

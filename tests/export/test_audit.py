@@ -22,6 +22,7 @@ def model() -> nn.Module:
     torch.manual_seed(1)
     holder = nn.Module()
     holder.dense = Int8Linear.from_weight(torch.randn(40, 32), None)
+    holder.dense.weight_codes.data[0] = 0  # as the padding row of a table is
     return holder
 
 
@@ -52,6 +53,7 @@ def test_faults_are_found(tmp_path: Path, model: nn.Module) -> None:
         {"codes": codes.astype(np.int32)},
         {"codes": codes, "float": values},
         {"codes": codes, "float": values.T},
+        {"codes": codes, "float": codes.astype(np.float32)},
         {"codes": codes, "again": codes},
     ):
         with pytest.raises(ExportError) as caught:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from compresskit.core import surgery
 from compresskit.core.context import Context
 from compresskit.core.weights import WeightView, view
+from compresskit.methods.quantization._packed import finite_weight
 from compresskit.methods.quantization._shared import quantization_detail, users_of_weight, weight_bytes
 from compresskit.nn.embedding import Bits, QuantizedEmbedding, QuantizedHead
 from compresskit.numerics.packing import packed_bytes
@@ -43,8 +44,13 @@ def refuse_table(model: PreTrainedModel, path: str, bits: int, group: int | None
 
 
 def install_table(model: PreTrainedModel, path: str, bits: Bits, group: int | None, context: Context) -> None:
-    """Put codes in place of the table at ``path`` and of whatever is tied to it, and its row into the ledger."""
+    """Put codes in place of the table at ``path`` and of whatever is tied to it, and its row into the ledger.
+
+    Raises:
+        ModelError: CK-M054, if the table isn't finite.
+    """
     plain = view(model, path)
+    finite_weight(plain)
     layer = QuantizedEmbedding.from_table(cast(nn.Embedding, plain.module), bits, group)
     tied = users_of_weight(model, plain)
     stored = table_bytes(plain, bits, group)

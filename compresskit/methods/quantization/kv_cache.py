@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from compresskit.checkpoint.skeleton import model_dtype
 from compresskit.core import surgery
 from compresskit.core.compressor import Compressor, Gain
 from compresskit.core.context import Context
@@ -60,7 +61,7 @@ class KvCache(Compressor):
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         if self.bits == 16:
             return
-        width = next(iter(model.parameters())).element_size()
+        width = model_dtype(model).itemsize
         for number, site in enumerate(sites):
             context.progress(number / len(sites), site.path)
             surgery.set_kv_cache(model, site.path, self.settings())

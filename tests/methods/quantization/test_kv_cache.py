@@ -12,6 +12,7 @@ from compresskit.checkpoint.save import save_checkpoint
 from compresskit.core.context import Context
 from compresskit.core.targets import resolve
 from compresskit.errors import RecipeError
+from compresskit.methods.quantization.embedding import Embedding
 from compresskit.methods.quantization.kv_cache import KvCache
 from compresskit.nn.kv_cache import QuantizedCacheLayer
 from tests import models
@@ -66,3 +67,13 @@ def test_only_decoders_have_it(name: str) -> None:
     with pytest.raises(RecipeError, match="cache") as caught:
         resolve(model, KvCache())
     assert caught.value.code == "CK-T014"
+
+
+def test_the_ledger_counts_in_the_type_of_the_model_not_of_its_codes() -> None:
+    model, method, context = models.tiny("llama", task="lm"), KvCache(bits=4, group=4), Context()
+    table = Embedding(bits=8)
+    table.apply(model, resolve(model, table).sites, Context())
+    method.apply(model, resolve(model, method).sites, context)
+    part = resolve(model, method).sites[0].part
+    before, _ = next(iter(context.details.values()))["bytes_per_token"]
+    assert before == 2 * part.kv_heads * part.head_dim * 4

@@ -7,10 +7,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from compresskit.core.compressor import Compressor
 from compresskit.core.context import Context
 from compresskit.core.targets import resolve
 from compresskit.core.weights import view
 from compresskit.errors import ModelError
+from compresskit.methods.quantization.embedding import Embedding
+from compresskit.methods.quantization.int8 import Int8
 from compresskit.methods.quantization.rtn import Rtn
 from compresskit.nn.packed import PackedLinear
 from compresskit.pipeline.ledger import size_of
@@ -79,10 +82,10 @@ def test_a_tied_head_is_left_to_the_table() -> None:
         resolve(model, method)
 
 
+@pytest.mark.parametrize("method", [Rtn(), Int8(), Embedding()], ids=lambda method: method.name)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+def test_weights_that_are_not_finite_are_refused(value: float, method: Compressor) -> None:
     model = models.tiny("bert")
-    method = Rtn()
     sites = resolve(model, method).sites
     view(model, sites[0].path).weight[0, 0] = value
     with pytest.raises(ModelError) as caught:
