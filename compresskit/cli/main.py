@@ -40,6 +40,7 @@ VERBS = {
 }
 
 _PROGRAM = "compresskit"
+_RESUMABLE = ("apply", "compress")
 # typer brings its own click; its base of all usage errors has no public name.
 _USAGE_ERRORS: tuple[type[Exception], ...] = tuple(
     cls for cls in typer.BadParameter.__mro__ if issubclass(cls, Exception) and cls.__name__ == "ClickException"
@@ -76,10 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     name = signal.Signals(stopped[0]).name
-    interrupted = InterruptedRun(
-        "CK-U006", f"stopped by {name}", fix="`apply --resume` goes on after the last finished step"
-    )
-    return _fail(interrupted, json=json)
+    fix = "`apply --resume` goes on after the last finished step" if _verb(words) in _RESUMABLE else ""
+    return _fail(InterruptedRun("CK-U006", f"stopped by {name}", fix=fix), json=json)
 
 
 def console_script() -> None:

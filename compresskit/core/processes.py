@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from compresskit.errors import DataError, ResourceError
+from compresskit.core.device import usable
+from compresskit.errors import DataError, ResourceError, UsageError
 
 T = TypeVar("T")
 
@@ -27,24 +28,46 @@ _joined = False
 
 
 def launched() -> int:
-    """How many processes the launcher started: ``WORLD_SIZE``, or 1."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes the launcher started: ``WORLD_SIZE``, or 1.
+
+    Raises:
+        UsageError: CK-U019, it is no such number.
+    """
+    text = os.environ.get("WORLD_SIZE") or "1"
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise _no_others("it is no number of processes")
+    return int(text)
 
 
 def start(device: str = "cpu") -> None:
     """Join the other processes of this launch, if there are any.
 
     ``cuda`` becomes the processor of this process's number on its machine (``LOCAL_RANK``).
+
+    Raises:
+        UsageError: CK-U018, no such device; CK-U019, the others can't be found.
     """
     global _joined
     if _joined or launched() == 1:
         return
-    graphics = torch.device(device).type == "cuda"
+    graphics = usable(device).type == "cuda"
     if graphics:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not distributed.is_initialized():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if graphics else "gloo", timeout=PATIENCE)
+        try:
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if graphics else "gloo", timeout=PATIENCE)
+        except (ValueError, RuntimeError) as error:
+            raise _no_others(str(error).partition("\n")[0]) from error
     _joined = True
+
+
+def _no_others(why: str) -> UsageError:
+    return UsageError(
+        "CK-U019",
+        f"the other processes of this launch can't be joined: WORLD_SIZE is {os.environ.get('WORLD_SIZE', '')!r:.20}",
+        why=why,
+        fix="start it by torchrun; for one process unset WORLD_SIZE",
+    )
 
 
 def stop() -> None:

@@ -20,6 +20,7 @@ from compresskit.core.sites import Site
 from compresskit.core.surgery import alias_groups
 from compresskit.core.weights import PartView, WeightView, matrices
 from compresskit.errors import RecipeError
+from compresskit.nn.base import CompressedLayer
 from compresskit.nn.recurrent import CELLS, Recurrent
 
 _LACKS = {"experts": "it has no experts: pruning.ffn narrows its feed-forward networks"}
@@ -155,7 +156,7 @@ def resolve(
                 f"{pattern!r} is not a pattern",
                 why="patterns are module paths with * ? and [..], at most 256 characters",
             )
-    chosen = _select(method, sites, prefix, taken)
+    chosen = _select(model, method, sites, prefix, taken)
     chosen = _without_ignored(method, chosen, sites, prefix)
     _refuse_split_groups(chosen, sites)
     return _without_refused(model, method, chosen, prefix, expected, strict)
@@ -195,11 +196,13 @@ def _exact(patterns: Sequence[str], site: Site, prefix: str) -> bool:
     )
 
 
-def _select(method: Compressor, sites: list[Site], prefix: str, taken: Mapping[str, str]) -> list[Site]:
+def _select(
+    model: PreTrainedModel, method: Compressor, sites: list[Site], prefix: str, taken: Mapping[str, str]
+) -> list[Site]:
     if not method.targets:
         chosen = [site for site in sites if site.kind in ("model", "embedding") or _is_inside(site)]
         if not chosen:
-            raise _nothing_left(method, taken)
+            raise _nothing_left(model, method, taken)
         return chosen
     picked: dict[int, Site] = {}
     for pattern in method.targets:
@@ -215,15 +218,20 @@ def _is_inside(site: Site) -> bool:
     return site.block is not None or isinstance(site.part, anatomy.Recurrence)
 
 
-def _nothing_left(method: Compressor, taken: Mapping[str, str]) -> RecipeError:
-    steps = sorted(set(taken.values()))
+def _nothing_left(model: PreTrainedModel, method: Compressor, taken: Mapping[str, str]) -> RecipeError:
     kinds = " or ".join(sorted(type(method).sites))
-    return RecipeError(
-        "CK-T010",
-        f"{method.full_name()} finds no {kinds} site left in the blocks",
-        why=f"{len(taken)} modules were taken by {', '.join(steps)}" if steps else "the model has none",
-        fix="put this step before the one that took them, or remove it" if steps else "",
-    )
+    what = f"{method.full_name()} finds no {kinds} site left in the blocks"
+    layers = sorted({type(module).kind for module in model.modules() if isinstance(module, CompressedLayer)})
+    if taken:
+        steps = ", ".join(sorted(set(taken.values())))
+        why = f"{len(taken)} modules were taken by {steps}"
+        fix = "put this step before the one that took them, or remove it"
+    elif layers:
+        why = f"the model is compressed already: it has {', '.join(layers)} layers"
+        fix = "start from the model that it was made from, with all steps in one recipe"
+    else:
+        why, fix = "the model has none", ""
+    return RecipeError("CK-T010", what, why=why, fix=fix)
 
 
 def _no_match(

@@ -27,6 +27,7 @@ from compresskit.checkpoint.save import check_free_space, check_output
 from compresskit.checkpoint.source import Source, open_source
 from compresskit.core import processes
 from compresskit.core.context import Context
+from compresskit.core.device import usable
 from compresskit.errors import UsageError
 from compresskit.pipeline.data import RunData, prepare
 from compresskit.pipeline.ledger import size_of
@@ -126,6 +127,7 @@ def apply(
     """
     options, listener = options or Options(), listener or Listener()
     parsed = Recipe.load(recipe)
+    usable(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if isinstance(model, PreTrainedModel):
@@ -182,14 +184,15 @@ class _Run:
         if data.synthetic:
             self.warnings.append("the model has no tokenizer: calibrated and compared on random tokens")
         reference = Reference.of(model, data.held_out, self._sentence_transformer())
-        workspace = self._workspace()
-        done = workspace.start(resume=self.options.resume)
-        if done:
-            model = workspace.load()
-        processes.wait()  # the first one will write another state
-        model = self._steps(model, tokenizer, data, reference, workspace, done)
-        result = self._finish(model, before, data, reference, workspace, started)
-        workspace.remove()
+        with ExitStack() as stack:
+            workspace = self._workspace(stack)
+            done = workspace.start(resume=self.options.resume)
+            if done:
+                model = workspace.load(self.options.device)
+            processes.wait()  # the first one will write another state
+            model = self._steps(model, tokenizer, data, reference, workspace, done)
+            result = self._finish(model, before, data, reference, workspace, started)
+            workspace.remove()
         return result
 
     def _disk_before(self, model: PreTrainedModel) -> int:
@@ -203,9 +206,11 @@ class _Run:
             # Step state and staged output may both be there at once, none of them larger than the source.
             check_free_space(self.output, int(DISK_MARGIN * bytes_before))
 
-    def _workspace(self) -> Workspace:
+    def _workspace(self, stack: ExitStack) -> Workspace:
+        """Beside the output, where it stays if the run fails; without an output a folder that goes with ``stack``."""
         if self.output is None:
-            scratch = processes.agree(tempfile.mkdtemp(prefix="compresskit-") if processes.is_first() else "")
+            own = tempfile.TemporaryDirectory(prefix="compresskit-") if processes.is_first() else None
+            scratch = processes.agree("" if own is None else stack.enter_context(own))
             return Workspace(Path(scratch), {}, keep_steps=False)
         identity = {
             "recipe": recipe_hash(self.recipe),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,30 +60,25 @@ class Workspace:
         """Prepare the folder; the number of steps that are already done. Of several processes the first one does it.
 
         Raises:
-            UsageError: CK-U012 with ``resume`` but nothing to resume; CK-U013 if recipe, a model, a data file, the seed
-                or versions changed since.
+            UsageError: CK-U012 with ``resume`` but nothing that can be; CK-U013 if recipe, a model, a data file, the
+                seed or versions changed since.
         """
         processes.lead(lambda: self._start(resume))
         self.rows = processes.agree(self.rows)
         return len(self.rows)
 
     def _start(self, resume: bool) -> None:
-        state = self.folder / STATE
         if not resume:
             if self.folder.exists():
                 shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True)
             self._write_state()
             return
-        if not state.is_file():
-            raise UsageError(
-                "CK-U012", "there is no interrupted run to resume", where=str(self.folder), fix="run without --resume"
-            )
-        saved = json.loads(state.read_text())
+        then, rows = self._read_state()
         changed = [
-            f"{key}: {saved['identity'].get(key)} then, {value} now"
+            f"{key}: {then.get(key)} then, {value} now"
             for key, value in self.identity.items()
-            if saved["identity"].get(key) != value
+            if then.get(key) != value
         ]
         if changed:
             raise UsageError(
@@ -92,11 +88,29 @@ class Workspace:
                 why="; ".join(changed),
                 fix="run without --resume to start anew",
             )
-        self.rows = list(saved["rows"])
+        self.rows = rows
 
-    def load(self) -> PreTrainedModel:
-        """The model after the last finished step, its files checked against their manifest."""
-        return open_source(self.folder / f"step-{len(self.rows)}").load_model()
+    def _read_state(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Identity and rows of the interrupted run."""
+        state, why = self.folder / STATE, ""
+        try:
+            saved = json.loads(state.read_text())
+            return dict(saved["identity"]), list(saved["rows"])
+        except FileNotFoundError:
+            pass
+        except (ValueError, TypeError, KeyError) as error:
+            why = f"{STATE} is damaged: {type(error).__name__}: {error}"
+        raise UsageError(
+            "CK-U012",
+            "there is no interrupted run to resume",
+            where=str(self.folder),
+            why=why,
+            fix="run without --resume",
+        )
+
+    def load(self, device: str) -> PreTrainedModel:
+        """The model after the last finished step on ``device``, its files checked against their manifest."""
+        return open_source(self.folder / f"step-{len(self.rows)}").load_model(device=device)
 
     def finish_step(self, model: PreTrainedModel, row: dict[str, Any]) -> None:
         """Record a finished step: first the model, then the state that names it, then the older model goes."""
@@ -110,7 +124,10 @@ class Workspace:
 
     def _write_state(self) -> None:
         partial = self.folder / f"{STATE}.partial"
-        partial.write_text(json.dumps({"identity": self.identity, "rows": self.rows}))
+        with partial.open("w") as stream:
+            json.dump({"identity": self.identity, "rows": self.rows}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
         partial.replace(self.folder / STATE)
 
     def remove(self) -> None:

@@ -145,7 +145,9 @@ def test_what_the_system_refuses_is_4(error: Exception, verb: Any, capsys: pytes
 
 def test_keyboard_interrupt_is_5(verb: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(verb(raising(KeyboardInterrupt()))) == 5
-    assert "stopped by SIGINT" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "stopped by SIGINT" in shown
+    assert "--resume" not in shown, "this verb has nothing that could be resumed"
 
 
 def test_wrong_words(capsys: pytest.CaptureFixture[str]) -> None:

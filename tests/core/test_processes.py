@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compresskit.core import processes
-from compresskit.errors import DataError, ResourceError
+from compresskit.errors import DataError, ResourceError, UsageError
 from tests.children import together
 
 
@@ -24,6 +24,18 @@ def test_one_process_is_the_first_and_waits_for_nobody() -> None:
     weight.grad = torch.tensor([1.0, 2.0])
     processes.average([weight])
     assert weight.grad.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(("world", "why"), [("2", "RANK"), ("two", "no number"), ("0", "no number")])
+def test_others_that_cannot_be_found(monkeypatch: pytest.MonkeyPatch, world: str, why: str) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(UsageError) as caught:
+        processes.start()
+    assert caught.value.code == "CK-U019"
+    assert why in caught.value.why
+    assert processes.count() == 1
 
 
 def test_two_processes(tmp_path: Path) -> None:

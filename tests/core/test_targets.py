@@ -11,7 +11,9 @@ from compresskit.core.compressor import Compressor
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.targets import Resolution, candidates, resolve
+from compresskit.core.weights import view
 from compresskit.errors import RecipeError
+from compresskit.nn.int8 import Int8Linear
 from tests import models
 
 
@@ -200,6 +202,15 @@ def test_all_refused_is_an_error() -> None:
     error = failure(models.tiny("bert"), Probe(refused=tuple(INTERMEDIATE)))
     assert error.code == "CK-T014"
     assert "2 more" in error.what
+
+
+def test_a_model_that_is_compressed_already_says_so() -> None:
+    model = models.tiny("bert")
+    for path in paths(resolve(model, Matrices())):
+        surgery.replace(model, path, Int8Linear.from_weight(view(model, path).weight, view(model, path).bias))
+    error = failure(model, Matrices())
+    assert (error.code, error.why) == ("CK-T010", "the model is compressed already: it has int8_linear layers")
+    assert "made from" in error.fix
 
 
 def test_a_refused_site_takes_its_group_with_it() -> None:

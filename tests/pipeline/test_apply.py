@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,21 @@ def test_f54_resume_with_another_recipe_is_refused(source: Path, tmp_path: Path)
     with pytest.raises(UsageError) as caught:
         pipeline.apply(source, other, tmp_path / "never", options=pipeline.Options(resume=True))
     assert caught.value.code == "CK-U012"
+
+
+def test_a_run_without_output_leaves_nothing_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(Stop):
+        pipeline.apply(models.tiny("bert"), STEPS, listener=_stopping_after(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", ["tpu", "mps", "cuda:99"])
+def test_a_device_that_is_not_there(source: Path, tmp_path: Path, device: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        pipeline.apply(source, STEPS, tmp_path / "out", options=pipeline.Options(device=device))
+    assert caught.value.code == "CK-U018"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("what", ["teacher", "calibration"])
