@@ -10,9 +10,12 @@ before it is still there.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from pathlib import Path
 from typing import Any, overload
 
 import torch
@@ -33,10 +36,12 @@ class BlockCalibration(Sequence[Batch]):
 
     Args:
         batches: padded batches of model inputs.
+        scratch: a folder for what is kept, in files that nobody else sees; by default it stays in memory. It takes as
+            much as a few times the hidden states of all tokens.
     """
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self._batches = list(batches)
+    def __init__(self, batches: Sequence[Batch], scratch: Path | None = None) -> None:
+        self._batches, self._scratch = list(batches), scratch
         self._before: dict[str, list[Any]] = {}
         self._forget()
 
@@ -78,7 +83,9 @@ class BlockCalibration(Sequence[Batch]):
         self._before = {}
         kept: dict[str, list[Any]] = {path: [] for path in _outside(model, blocks)}
         before: dict[str, PreHook] = {path: _refuse_empty(path) for path in kept}
-        after: dict[str, PostHook] = {path: _keeper(outputs, stop=False) for path, outputs in kept.items()}
+        after: dict[str, PostHook] = {
+            path: _keeper(outputs, self._scratch, stop=False) for path, outputs in kept.items()
+        }
         with evaluating(model), torch.no_grad(), hooked(model, {**before, blocks[0]: stop_here}, after):
             for batch in self._batches:
                 run(model, batch)
@@ -121,7 +128,9 @@ class BlockCalibration(Sequence[Batch]):
         missing = [path for path in needed if path not in self._stored]
         if missing:
             fresh: dict[str, list[Any]] = {path: [] for path in missing}
-            hooks: dict[str, PostHook] = {path: _keeper(fresh[path], stop=path == missing[-1]) for path in missing}
+            hooks: dict[str, PostHook] = {
+                path: _keeper(fresh[path], self._scratch, stop=path == missing[-1]) for path in missing
+            }
             spent = [outputs for path, outputs in self._stored.items() if path not in needed]
             try:
                 with evaluating(model), torch.no_grad(), self._skipping(model) as place, hooked(model, after=hooks):
@@ -154,7 +163,7 @@ class BlockCalibration(Sequence[Batch]):
         if self._current is None:
             raise InternalError("CK-D014", "no block has been entered")
         given: list[Any] = []
-        with self._skipping(model) as place, hooked(model, after={self._current: _keeper(given, stop=True)}):
+        with self._skipping(model) as place, hooked(model, after={self._current: _keeper(given, None, stop=True)}):
             place(index)
             run(model, self._batches[index])
         return hidden_of(given[0]) if given else None
@@ -227,13 +236,29 @@ def _not_by_parts(path: str, why: str) -> ModelError:
     )
 
 
-def _keeper(outputs: list[Any], *, stop: bool) -> PostHook:
+def _keeper(outputs: list[Any], scratch: Path | None, *, stop: bool) -> PostHook:
     def keep(_module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
-        outputs.append(output)
+        outputs.append(output if scratch is None else _mapped(output, scratch))
         if stop:
             stop_here()
 
     return keep
+
+
+def _mapped(output: Any, scratch: Path) -> Any:
+    """``output`` with its tensors in mapped files: the system may write them out and forget them, as memory needs it.
+
+    A file has no name any more when this returns, and goes with its tensor.
+    """
+    if isinstance(output, tuple):
+        return tuple(_mapped(part, scratch) for part in output)
+    if not isinstance(output, Tensor) or output.numel() == 0:
+        return output
+    with tempfile.NamedTemporaryFile(dir=scratch) as file:
+        # Reserved now: a disk that is full when a mapped page is written ends the process.
+        os.posix_fallocate(file.fileno(), 0, output.nbytes)
+        kept = torch.from_file(file.name, shared=True, size=output.numel(), dtype=output.dtype)
+    return kept.copy_(output.reshape(-1)).reshape(output.shape)
 
 
 def _without_biases(output: Any) -> Any:

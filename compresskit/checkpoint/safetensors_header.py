@@ -88,7 +88,7 @@ def read_header(path: Path) -> Header:
             extra = "bytes follow the last tensor" if expected < identity.size else "it is cut short"
             raise _Flaw(f"{extra}: {identity.size} bytes, expected {expected}")
     except _Flaw as flaw:
-        raise _damaged(path, str(flaw)) from None
+        raise damaged(path, str(flaw)) from None
     return Header(tensors, metadata, identity)
 
 
@@ -107,7 +107,7 @@ def _refuse_start(path: Path, start: bytes, length: int, size: int) -> NoReturn:
         why = f"it is cut short: {size} bytes, expected at least {_PREFIX + length}"
     else:
         why = "its header is no JSON object"
-    raise _damaged(path, why)
+    raise damaged(path, why)
 
 
 def _what_else(start: bytes) -> Any:
@@ -123,7 +123,7 @@ def _what_else(start: bytes) -> Any:
             fix="use the safetensors checkpoint that the GGUF file was made from",
         )
     if start.startswith(b"version https://"[: len(start)]) and len(start) >= _PREFIX:
-        return lambda path: _damaged(path, "it is a Git LFS pointer, not the file itself", fix="run `git lfs pull`")
+        return lambda path: damaged(path, "it is a Git LFS pointer, not the file itself", fix="run `git lfs pull`")
     return None
 
 
@@ -137,7 +137,8 @@ def _posing(path: Path, kind: str) -> CompressKitError:
     )
 
 
-def _damaged(path: Path, why: str, fix: str = "") -> ModelError:
+def damaged(path: Path, why: str, fix: str = "") -> ModelError:
+    """The error for a weight file that isn't whole."""
     return ModelError(
         "CK-M004",
         f"the weight file {printable(path.name)} can't be used",

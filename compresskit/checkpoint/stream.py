@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit.checkpoint.files import printable
+from compresskit.checkpoint.files import open_regular, printable
 from compresskit.checkpoint.quiet import quiet_transformers
-from compresskit.checkpoint.safetensors_header import read_header
+from compresskit.checkpoint.safetensors_header import TensorInfo, damaged, read_header
 from compresskit.checkpoint.skeleton import loader_dtypes, tie_groups
 from compresskit.checkpoint.strict_load import empty_of, is_stale, refuse_non_finite
 from compresskit.core import anatomy
@@ -27,7 +27,16 @@ from compresskit.errors import ModelError
 if TYPE_CHECKING:
     from compresskit.checkpoint.source import Source
 
-_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_TYPES = {
+    **_FLOATS,
+    **{"BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
+    **{
+        f"{kind[0].upper()}{bits}": getattr(torch, f"{kind}{bits}")
+        for kind in ("int", "uint")
+        for bits in (8, 16, 32, 64)
+    },
+}
 _SHOWN = 5
 
 
@@ -48,6 +57,32 @@ class Part:
     def holds(self, path: str) -> bool:
         """Whether the module at ``path`` has its tensors here."""
         return any(name.startswith(f"{path}.") for name in self.names)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies: in the file at ``path``, whose values begin at the byte ``start``."""
+
+    path: Path
+    info: TensorInfo
+    start: int
+
+    def read(self) -> Tensor:
+        """The tensor, read into memory of its own: of a mapped file the pages would count beside the copy."""
+        tensor = torch.empty(self.info.shape, dtype=_TYPES[self.info.dtype])
+        content = tensor.reshape(-1).view(torch.uint8).numpy()
+        with open_regular(self.path) as stream:
+            stream.seek(self.start + self.info.begin)
+            if stream.readinto(content.data) != tensor.nbytes:
+                raise damaged(self.path, "it was cut short while it was read")
+        return tensor
+
+
+def places(path: Path) -> dict[str, Stored]:
+    """Where the tensors of the safetensors file at ``path`` lie, by name."""
+    header = read_header(path)
+    start = header.identity.size - max((info.end for info in header.tensors.values()), default=0)
+    return {name: Stored(path, info, start) for name, info in header.tensors.items()}
 
 
 class StreamedModel:
@@ -79,10 +114,10 @@ class StreamedModel:
             )
         self._groups = _shared_names(self.model)
         self._files = {
-            name: file.path
+            name: place
             for file in source.files.values()
             if file.role == "weights" and file.name.endswith(".safetensors") and "/" not in file.name
-            for name in read_header(file.path).tensors
+            for name, place in places(file.path).items()
         }
         self._check_names(source)
         kinds = loader_dtypes(self.model)
@@ -149,9 +184,9 @@ class StreamedModel:
 
     def _fill(self, group: frozenset[str]) -> None:
         stored = sorted(group & self._files.keys())
-        value = self._read(stored[0])
+        value = self._files[stored[0]].read()
         for other in stored[1:]:
-            if not torch.equal(value, self._read(other)):
+            if not torch.equal(value, self._files[other].read()):
                 raise ModelError(
                     "CK-M015",
                     f"config.json ties {other} to {stored[0]}, but the files hold two that differ",
@@ -166,18 +201,13 @@ class StreamedModel:
             owner, _, last = name.rpartition(".")
             _put(self.model.get_submodule(owner), last, new)
 
-    def _read(self, name: str) -> Tensor:
-        with safe_open(str(self._files[name]), framework="pt") as file:
-            found: Tensor = file.get_tensor(name).clone(memory_format=torch.contiguous_format)
-            return found
-
 
 def _saved_type(source: Source) -> torch.dtype | str:
     """The type that the config names, else that of the first floating tensor."""
     named = source.config.get("dtype") or source.config.get("torch_dtype")
     if isinstance(named, str):
         return named.removeprefix("torch.")
-    return next((_TYPES[info.dtype] for info in source.tensors.values() if info.dtype in _TYPES), torch.float32)
+    return next((_FLOATS[info.dtype] for info in source.tensors.values() if info.dtype in _FLOATS), torch.float32)
 
 
 def _shared_names(model: PreTrainedModel) -> dict[str, frozenset[str]]:

@@ -40,6 +40,7 @@ _TYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat1
 _MOST_PARAMETERS_PER_ELEMENT, _SLACK = 64, 10**7
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 _SHOWN = 5
+_PIECE = 2**22
 _LOADING = (RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError, ImportError)
 
 
@@ -281,11 +282,19 @@ def _non_finite(model: nn.Module) -> Iterator[str]:
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point() or tensor.device.type == "meta":
             continue
-        finite = torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float())
-        if not bool(finite.all()):
-            bad = ~finite
+        if not all_finite(tensor):
+            bad = ~torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float())
             first = _index(int(bad.flatten().int().argmax()), tensor.shape)
             yield f"{printable(name, 100)}: {int(bad.sum())} of {tensor.numel()}, first at {first}"
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value of ``tensor`` is NaN or infinite; looked at in pieces, since each takes copies."""
+    for piece in tensor.detach().reshape(-1).split(_PIECE):
+        # torch has no isfinite for 8-bit floats.
+        if not bool(torch.isfinite(piece if piece.element_size() > 1 else piece.float()).all()):
+            return False
+    return True
 
 
 def _index(flat: int, shape: torch.Size) -> list[int]:

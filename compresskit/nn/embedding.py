@@ -74,7 +74,12 @@ class _QuantizedTable(QuantizedLayer):
 
     @property
     def weight(self) -> Tensor:
-        return self._values(self.codes, self.scale, self.zero).to(self.dtype)
+        return self.rows_between(0, self.rows)
+
+    def rows_between(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop``, without, of what the codes stand for."""
+        zero = None if self.zero is None else self.zero[start:stop]
+        return self._values(self.codes[start:stop], self.scale[start:stop], zero).to(self.dtype)
 
     def parameter_count(self) -> int:
         return self.rows * self.columns

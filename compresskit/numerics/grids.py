@@ -54,10 +54,19 @@ def symmetric(weight: Tensor, bits: int, group: int | None = None, *, whole: boo
     """
     parts = grouped(weight.float().contiguous(), group)
     top = 2 ** (bits - 1) - 1
-    largest = parts.abs().amax((0, 1, 2), keepdim=True) if whole else parts.abs().amax(-1, keepdim=True)
-    scale = _divisor(largest / top)
-    codes = torch.round(parts / scale).clamp(-top, top).to(torch.int8)
-    return Grid(codes.reshape(weight.shape), scale.squeeze(-1), None)
+    if whole:
+        scale = _divisor(parts.abs().amax((0, 1, 2), keepdim=True) / top)
+        return Grid(_nearest(parts, scale, top).reshape(weight.shape), scale.squeeze(-1), None)
+    found = []
+    for some in parts.split(_ROWS):
+        scale = _divisor(some.abs().amax(-1, keepdim=True) / top)
+        found.append((_nearest(some, scale, top), scale))
+    codes, scales = (torch.cat(each) for each in zip(*found, strict=True))
+    return Grid(codes.reshape(weight.shape), scales.squeeze(-1), None)
+
+
+def _nearest(parts: Tensor, scale: Tensor, top: int) -> Tensor:
+    return torch.round(parts / scale).clamp(-top, top).to(torch.int8)
 
 
 def asymmetric(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.outputs import outputs_of, result_mask
+from compresskit.checkpoint.strict_load import all_finite
 from compresskit.core import anatomy
 from compresskit.core.context import Batch
 from compresskit.errors import InternalError, ModelError
@@ -43,9 +44,7 @@ def refuse_non_finite(model: nn.Module, outputs: Sequence[Tensor], step: str) ->
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta" or not parameter.is_floating_point():
             continue
-        # torch has no isfinite for 8-bit floats.
-        values = parameter if parameter.element_size() > 1 else parameter.float()
-        if not bool(torch.isfinite(values).all()):
+        if not all_finite(parameter):
             raise ModelError("CK-T051", f"{step} made values that are not finite", where=name)
     for batch, output in enumerate(outputs):
         if not bool(torch.isfinite(output).all()):

@@ -162,7 +162,7 @@ class _StreamedRun:
     def execute(self, work: Path, output: Path, planned: list[str], started: float) -> Result:
         model, staged = self.streamed.model, work / "result"
         before = size_of(model)
-        self._prepare()
+        self._prepare(work)
         writers: list[ShardWriter] = []
 
         def write(folder: Path) -> bool:
@@ -220,7 +220,7 @@ class _StreamedRun:
             self.listener.step(row)
         return result
 
-    def _prepare(self) -> None:
+    def _prepare(self, work: Path) -> None:
         """Give each step that needs data a walk of its own over it: what it sees has come through the steps before."""
         asking = [number for number, step in enumerate(self.recipe.steps, 1) if _sees_data(step.method)]
         if not asking:
@@ -231,7 +231,7 @@ class _StreamedRun:
         if tokenizer is None:
             self.notices.append("the model has no tokenizer: calibrated on random tokens")
         self.streamed.compute_buffers()
-        self.walks = {number: BlockCalibration(batches) for number in asking}
+        self.walks = {number: BlockCalibration(batches, work) for number in asking}
 
     def _compress(self, index: int, work: Path) -> None:
         """All steps, one after the other, on what the part ``index`` holds."""

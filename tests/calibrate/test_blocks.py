@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -137,21 +139,22 @@ def test_an_unknown_block_is_refused() -> None:
     assert caught.value.code == "CK-D014"
 
 
-def test_what_comes_before_the_blocks_is_run_once() -> None:
-    model = models.tiny("bert")
+@pytest.mark.parametrize("name", ["bert", "t5encoder"])
+def test_what_comes_before_the_blocks_is_run_once(name: str, tmp_path: Path) -> None:
+    model = models.tiny(name)
     batches = random_batches(model, samples=6, max_length=10, batch_size=3)
     blocks = anatomy.of(model).blocks
     path = blocks[1].ffns[0].output
     expected = input_moments(model, [path], batches)[path].gram
-    walk = BlockCalibration(batches)
+    walk = BlockCalibration(batches, tmp_path)
     walk.begin(model)
     with torch.no_grad():
-        for parameter in model.embeddings.parameters():
-            parameter.zero_()
+        model.get_input_embeddings().weight.zero_()
     walk.enter(model, blocks[1].path)
     for part in (walk, walk[:]):
         assert isinstance(part, BlockCalibration)
         torch.testing.assert_close(input_moments(model, [path], part)[path].gram, expected, rtol=0, atol=0)
+    assert list(tmp_path.iterdir()) == []
     assert not any("forward" in vars(module) for module in model.modules())
 
 

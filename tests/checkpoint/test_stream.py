@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from compresskit.checkpoint import stream
+from compresskit.checkpoint.readback import same_bits
 from compresskit.checkpoint.source import open_source
 from compresskit.checkpoint.stream import StreamedModel, release
 from compresskit.core import surgery
@@ -74,6 +75,28 @@ def test_a_failure_inside_leaves_nothing_in_memory(tmp_path: Path) -> None:
     with pytest.raises(KeyError), streamed.loaded(streamed.parts[0]):
         raise KeyError
     assert not live(streamed.model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16, torch.float8_e4m3fn])
+def test_a_tensor_is_read_as_it_lies(dtype: torch.dtype, tmp_path: Path) -> None:
+    values = {"b": (torch.arange(24) % 5).to(dtype), "a": torch.ones(3), "empty": torch.zeros(0, 2)}
+    shaped = {**values, "b": values["b"].reshape(4, 6), "single": torch.tensor(2.5)}
+    save_file(shaped, tmp_path / "some.safetensors")
+    places = stream.places(tmp_path / "some.safetensors")
+    found = {name: place.read() for name, place in places.items()}
+    assert found.keys() == shaped.keys()
+    for name, tensor in shaped.items():
+        assert same_bits(found[name], tensor)
+
+
+def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "some.safetensors"
+    save_file({"a": torch.ones(64)}, path)
+    places = stream.places(path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ModelError, match="cut short") as caught:
+        places["a"].read()
+    assert caught.value.code == "CK-M004"
 
 
 def test_a_type_can_be_asked_for(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from transformers import PreTrainedModel
 from compresskit.core import anatomy
 from compresskit.core.sites import Site
 from compresskit.core.weights import PartView, WeightView, parts, view
+
+_ROWS = 4096
+"""Rows of a table that are float at once for the ledger."""
 
 
 def users_of_weight(model: nn.Module, plain: WeightView) -> list[str]:
@@ -54,17 +58,23 @@ def weight_bytes(plain: WeightView) -> int:
     return plain.weight.numel() * plain.weight.element_size()
 
 
-def quantization_detail(before: Tensor, after: Tensor, stored: int) -> dict[str, Any]:
+def quantization_detail(before: Tensor, after: Tensor | Callable[[int, int], Tensor], stored: int) -> dict[str, Any]:
     """The row of the ledger for one matrix: bytes, bits for each weight on disk, ‖ΔW‖ / ‖W‖.
 
     Args:
-        before, after: the matrix (O, I), and what its codes stand for.
+        before: the matrix (O, I).
+        after: what its codes stand for, or a function that gives the rows from one to another.
         stored: bytes of codes, scales and zero points.
     """
-    norm = torch.linalg.vector_norm(before.float())
-    error = torch.linalg.vector_norm(after.float() - before.float()) / norm if norm > 0 else torch.zeros(())
+    norm = lost = 0.0
+    for start in range(0, len(before), _ROWS):
+        stop = start + _ROWS
+        rows = before[start:stop].float()
+        found = after[start:stop] if isinstance(after, Tensor) else after(start, stop)
+        norm += float(torch.linalg.vector_norm(rows, dtype=torch.float64)) ** 2
+        lost += float(torch.linalg.vector_norm(found.float() - rows, dtype=torch.float64)) ** 2
     return {
         "bytes": [before.numel() * before.element_size(), stored],
         "bits_per_weight": round(8 * stored / before.numel(), 4),
-        "relative_error": float(error),
+        "relative_error": (lost / norm) ** 0.5 if norm > 0 else 0.0,
     }

@@ -54,7 +54,7 @@ def install_table(model: PreTrainedModel, path: str, bits: Bits, group: int | No
     layer = QuantizedEmbedding.from_table(cast(nn.Embedding, plain.module), bits, group)
     tied = users_of_weight(model, plain)
     stored = table_bytes(plain, bits, group)
-    detail = quantization_detail(plain.weight, layer.weight, stored)
+    detail = quantization_detail(plain.weight, layer.rows_between, stored)
     context.details[path] = {"bits": bits, **detail, "shared_with": tied}
     others = {user: _sharer(layer, model.get_submodule(user)) for user in tied}
     surgery.replace_tied(model, {path: layer, **others})
