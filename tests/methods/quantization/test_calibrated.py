@@ -19,7 +19,7 @@ from compresskit.core.targets import resolve
 from compresskit.core.weights import view
 from compresskit.errors import DataError
 from compresskit.methods.quantization import _calibrated
-from compresskit.methods.quantization._fold import fold, norm_before
+from compresskit.methods.quantization._fold import alike, fold, norm_before
 from compresskit.methods.quantization.awq import Awq
 from compresskit.methods.quantization.gptq import Gptq
 from compresskit.methods.quantization.hqq import Hqq
@@ -100,6 +100,18 @@ def test_sizes_are_predicted(method: type[Compressor]) -> None:
     assert size_of(original).bytes - size_of(model).bytes == made.predicted_saving(
         original, resolve(original, made).sites
     )
+
+
+def test_a_feature_with_huge_values_hides_no_change_of_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    expected = torch.randn(2, 6, 8, generator=generator)
+    expected[..., 3] *= 3000
+    rounded = expected * (1 + 1e-6 * torch.randn(expected.shape, generator=generator))
+    assert alike(rounded, expected)
+    changed = rounded.clone()
+    changed[0, 0, 5] += 0.05
+    assert not alike(changed, expected)
+    assert alike(torch.zeros(2, 4), torch.zeros(2, 4))
 
 
 def test_scales_go_into_the_norm_where_only_the_sites_read_it() -> None:
