@@ -44,7 +44,6 @@ GROUPS = (32, 64)
 LENGTH = 128
 POSITIONS = 8192
 CALIBRATE, HELD = 128, 256
-WITHIN = 0.03
 EQUAL = 1e-3
 """Relative difference of perplexities that counts as none: at 8 bits all are equal but for noise of either sign."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compresskit.nn.base import exporting
 from compresskit.nn.int8 import Activations, Int8Linear
 from compresskit.nn.lazy import lazy
-from compresskit.nn.quantized import QuantizedLayer
+from compresskit.nn.quantized import QuantizedLayer, frozen
 from compresskit.numerics import mixed_int8
 from compresskit.numerics.lsq import carried
 from compresskit.numerics.nf4_blocks import NESTED_BLOCK, nested_scales, values
@@ -59,12 +59,12 @@ class BitsandbytesNf4Linear(QuantizedLayer):
         self.in_features, self.out_features, self.block, self.nested = in_features, out_features, block, double
         count = in_features * out_features
         blocks = -(-count // block)
-        self.codes = _frozen(torch.empty(-(-count // 2), 1, dtype=torch.uint8))
-        self.absmax = _frozen(torch.empty(blocks, dtype=torch.uint8 if double else torch.float32))
+        self.codes = frozen(torch.empty(-(-count // 2), 1, dtype=torch.uint8))
+        self.absmax = frozen(torch.empty(blocks, dtype=torch.uint8 if double else torch.float32))
         wide = torch.float32
-        self.nested_absmax = _frozen(torch.empty(-(-blocks // NESTED_BLOCK), dtype=wide)) if double else None
-        self.nested_levels = _frozen(torch.empty(256, dtype=wide)) if double else None
-        self.offset = _frozen(torch.empty(1, dtype=wide)) if double else None
+        self.nested_absmax = frozen(torch.empty(-(-blocks // NESTED_BLOCK), dtype=wide)) if double else None
+        self.nested_levels = frozen(torch.empty(256, dtype=wide)) if double else None
+        self.offset = frozen(torch.empty(1, dtype=wide)) if double else None
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     @classmethod
@@ -202,7 +202,3 @@ class MixedInt8Linear(Int8Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, threshold={self.threshold}"
-
-
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=False)

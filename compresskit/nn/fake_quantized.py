@@ -76,15 +76,14 @@ class FakeQuantizedLinear(CompressedLayer):
     ) -> FakeQuantizedLinear:
         """Start at ``weight`` (O, I) with the scales and zero points of ``codes``."""
         rows, columns = weight.shape
-        whole = codes.scale.shape[0] == 1 and rows > 1
         layer = cls(
             columns,
             rows,
             codes.bits,
-            None if codes.scale.shape[1] == 1 else columns // codes.scale.shape[1],
+            codes.group,
             bias is not None,
             codes.zero is not None,
-            whole,
+            codes.whole,
             "float16" if codes.scale.dtype == torch.float16 else "float32",
             inputs,
             learned,

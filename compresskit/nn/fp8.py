@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compresskit.nn.base import exporting
 from compresskit.nn.lazy import lazy
-from compresskit.nn.quantized import QuantizedLayer
+from compresskit.nn.quantized import QuantizedLayer, frozen
 from compresskit.numerics import fp8
 from compresskit.registry import register_layer
 
@@ -44,8 +44,8 @@ class Float8Linear(QuantizedLayer):
         if inputs not in ("float", "float8"):
             raise ValueError(f"no inputs of kind {inputs!r}")
         self.in_features, self.out_features, self.whole, self.inputs = in_features, out_features, whole, inputs
-        self.codes = _frozen(torch.empty(out_features, in_features, dtype=fp8.TYPE))
-        self.scale = _frozen(torch.empty(1 if whole else out_features, 1, dtype=torch.float32))
+        self.codes = frozen(torch.empty(out_features, in_features, dtype=fp8.TYPE))
+        self.scale = frozen(torch.empty(1 if whole else out_features, 1, dtype=torch.float32))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     @classmethod
@@ -98,7 +98,3 @@ class Float8Linear(QuantizedLayer):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, whole={self.whole}, inputs={self.inputs}"
-
-
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compresskit.nn.base import exporting
 from compresskit.nn.lazy import lazy
-from compresskit.nn.quantized import QuantizedLayer
+from compresskit.nn.quantized import QuantizedLayer, frozen
 from compresskit.numerics.lookup import Lookup, double_quantized, look_up, scales_of
 from compresskit.numerics.packing import pack, packed_bytes, unpack, unpack_float
 from compresskit.registry import register_layer
@@ -57,14 +57,14 @@ class LookupLinear(QuantizedLayer):
         self.in_features, self.out_features, self.bits = in_features, out_features, bits
         self.slices, self.group, self.scales = slices, group, scales
         groups = 1 if group is None else in_features // group
-        self.codes = _frozen(torch.empty(out_features, packed_bytes(in_features, bits), dtype=torch.uint8))
-        self.levels = _frozen(torch.empty(slices, 2**bits, dtype=torch.float32))
+        self.codes = frozen(torch.empty(out_features, packed_bytes(in_features, bits), dtype=torch.uint8))
+        self.levels = frozen(torch.empty(slices, 2**bits, dtype=torch.float32))
         kinds = {"float16": torch.float16, "float32": torch.float32, "int8": torch.uint8}
         shape = (out_features, groups)
-        self.scale = None if scales == "none" else _frozen(torch.empty(shape, dtype=kinds[scales]))
+        self.scale = None if scales == "none" else frozen(torch.empty(shape, dtype=kinds[scales]))
         blocks = -(-out_features * groups // SCALE_BLOCK) if scales == "int8" else None
-        self.scale_step = None if blocks is None else _frozen(torch.empty(blocks, dtype=torch.float32))
-        self.scale_offset = None if blocks is None else _frozen(torch.empty(blocks, dtype=torch.float32))
+        self.scale_step = None if blocks is None else frozen(torch.empty(blocks, dtype=torch.float32))
+        self.scale_offset = None if blocks is None else frozen(torch.empty(blocks, dtype=torch.float32))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     @classmethod
@@ -136,7 +136,3 @@ class LookupLinear(QuantizedLayer):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits={self.bits}, slices={self.slices}, scales={self.scales}"
-
-
-def _frozen(values: Tensor) -> nn.Parameter:
-    return nn.Parameter(values, requires_grad=False)

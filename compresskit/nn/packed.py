@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compresskit.nn import block_product
 from compresskit.nn.base import exporting
 from compresskit.nn.lazy import lazy
-from compresskit.nn.quantized import QuantizedLayer
+from compresskit.nn.quantized import QuantizedLayer, frozen
 from compresskit.numerics.packing import pack, packed_bytes, unpack, unpack_float
 from compresskit.numerics.rtn import Codes, dequantize
 from compresskit.registry import register_layer
@@ -67,14 +67,14 @@ class PackedLinear(QuantizedLayer):
         self.zeros, self.whole, self.scale_type = zeros, whole, scale_type
         rows, groups = (1, 1) if whole else (out_features, 1 if group is None else in_features // group)
         floating = torch.float16 if scale_type == "float16" else torch.float32
-        self.codes = _frozen(torch.empty(out_features, packed_bytes(in_features, bits), dtype=torch.uint8))
-        self.scale = _frozen(torch.empty(rows, groups, dtype=floating))
+        self.codes = frozen(torch.empty(out_features, packed_bytes(in_features, bits), dtype=torch.uint8))
+        self.scale = frozen(torch.empty(rows, groups, dtype=floating))
         self.zero: nn.Parameter | None = None
         if zeros == "integer":
-            self.zero = _frozen(torch.empty(rows, packed_bytes(groups, bits), dtype=torch.uint8))
+            self.zero = frozen(torch.empty(rows, packed_bytes(groups, bits), dtype=torch.uint8))
         elif zeros == "float":
-            self.zero = _frozen(torch.empty(rows, groups, dtype=floating))
-        self.input_scale = _frozen(torch.empty(in_features, dtype=torch.float32)) if input_scale else None
+            self.zero = frozen(torch.empty(rows, groups, dtype=floating))
+        self.input_scale = frozen(torch.empty(in_features, dtype=torch.float32)) if input_scale else None
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     @classmethod
@@ -87,11 +87,19 @@ class PackedLinear(QuantizedLayer):
             input_scale: (I,) by which inputs are multiplied; ``codes`` stand for the weights that then fit.
         """
         rows, columns = codes.codes.shape
-        whole = codes.scale.shape[0] == 1 and rows > 1
-        group = None if codes.scale.shape[1] == 1 else columns // codes.scale.shape[1]
         zeros: Zeros = "none" if codes.zero is None else "float" if codes.zero.is_floating_point() else "integer"
         kind = "float16" if codes.scale.dtype == torch.float16 else "float32"
-        made = (columns, rows, codes.bits, group, bias is not None, zeros, whole, kind, input_scale is not None)
+        made = (
+            columns,
+            rows,
+            codes.bits,
+            codes.group,
+            bias is not None,
+            zeros,
+            codes.whole,
+            kind,
+            input_scale is not None,
+        )
         layer = cls(*made).to(codes.codes.device, dtype)
         layer.codes.data, layer.scale.data = pack(codes.codes, codes.bits), codes.scale.contiguous()
         if layer.zero is not None and codes.zero is not None:
@@ -190,10 +198,6 @@ class PackedLinear(QuantizedLayer):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits={self.bits}, group={self.group}, zeros={self.zeros}"
-
-
-def _frozen(values: Tensor) -> nn.Parameter:
-    return nn.Parameter(values, requires_grad=False)
 
 
 class _Product(torch.autograd.Function):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compresskit.nn.base import CompressedLayer
 
@@ -31,3 +31,8 @@ class QuantizedLayer(CompressedLayer):
         super()._apply(fn, recurse)
         self._dtype = fn(torch.empty(0, dtype=self._dtype)).dtype
         return self
+
+
+def frozen(tensor: Tensor) -> nn.Parameter:
+    """A parameter that no training changes: codes, and the scales that were fitted to them."""
+    return nn.Parameter(tensor, requires_grad=False)

@@ -12,6 +12,7 @@ from compresskit.nn.lazy import lazy
 from compresskit.nn.quantized import QuantizedLayer
 from compresskit.numerics import static_ranges
 from compresskit.numerics.integer import integer_matmul
+from compresskit.numerics.lsq import carried
 from compresskit.registry import register_layer
 
 _OPSET = 21
@@ -99,7 +100,7 @@ class StaticInt8Linear(QuantizedLayer):
         if torch.is_grad_enabled() and rows.requires_grad:
             # Gradients pass straight through the rounding (Bengio et al. 2013, arXiv 1308.3432).
             plain = rows @ (self.weight_codes.float() * self.weight_scale[:, None]).T
-            result = plain + (self._products(rows.detach()) - plain).detach()
+            result = carried(plain, self._products(rows.detach()))
         else:
             result = self._products(rows)
         result = result if self.bias is None else result + self.bias

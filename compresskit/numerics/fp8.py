@@ -19,8 +19,13 @@ def quantize(weight: Tensor, *, whole: bool = False) -> tuple[Tensor, Tensor]:
     """
     wide = weight.detach().float()
     largest = wide.abs().amax().reshape(1, 1) if whole else wide.abs().amax(1, keepdim=True)
-    scale = torch.where(largest > 0, largest / LARGEST, torch.ones_like(largest)).clamp(min=torch.finfo().tiny)
+    scale = _scale(largest)
     return to_float8(wide / scale), scale
+
+
+def _scale(largest: Tensor) -> Tensor:
+    """By which values are divided of which ``largest`` is the largest magnitude; 1 for zeros."""
+    return torch.where(largest > 0, largest / LARGEST, torch.ones_like(largest)).clamp(min=torch.finfo().tiny)
 
 
 def to_float8(values: Tensor) -> Tensor:
@@ -48,8 +53,7 @@ def linear(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     channels' scales need kernels of their own.
     """
     wide = x.float()
-    largest = wide.abs().amax(1, keepdim=True)
-    own = torch.where(largest > 0, largest / LARGEST, torch.ones_like(largest))
+    own = _scale(wide.abs().amax(1, keepdim=True))
     one = torch.ones((), device=x.device)
     found = torch._scaled_mm(to_float8(wide / own), codes.T, scale_a=one, scale_b=one, out_dtype=torch.float32)
     return found * own * scale.reshape(1, -1)

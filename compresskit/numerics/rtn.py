@@ -38,6 +38,17 @@ class Codes:
     zero: Tensor | None
     bits: int
 
+    @property
+    def whole(self) -> bool:
+        """Whether one scale serves several rows."""
+        return self.scale.shape[0] == 1 and self.codes.shape[0] > 1
+
+    @property
+    def group(self) -> int | None:
+        """Columns that share a scale; None: all."""
+        groups = self.scale.shape[1]
+        return None if groups == 1 else self.codes.shape[1] // groups
+
     def values(self) -> Tensor:
         """What the codes stand for, (O, I) float32."""
         return dequantize(self.codes.float(), self.scale, self.zero, self.bits)

@@ -45,3 +45,10 @@ def test_products_of_8_bit_floats() -> None:
     torch.testing.assert_close(found, fp8.dequantize(own, rows) @ fp8.dequantize(codes, scale).T, rtol=1e-5, atol=1e-5)
     assert float((found - dense).norm() / dense.norm()) < 0.05
     assert torch.equal(found[2], torch.zeros(48))
+
+
+def test_rows_below_the_smallest_scale_are_zeros() -> None:
+    codes, scale = fp8.quantize(torch.randn(16, 16))
+    x = torch.zeros(2, 16)
+    x[0, 3] = 1e-44
+    assert not fp8.linear(x, codes, scale).any()

@@ -19,7 +19,7 @@ from compresskit.core.context import Batch, Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
 from compresskit.errors import RecipeError
-from compresskit.methods.quantization._calibrated import inputs_in_order, warn_unrouted
+from compresskit.methods.quantization._calibrated import gptq_or_nearest, inputs_in_order, warn_unrouted
 from compresskit.methods.quantization._packed import (
     WHOLE_BITS,
     finite_weight,
@@ -31,7 +31,7 @@ from compresskit.methods.quantization._shared import weight_bytes
 from compresskit.methods.quantization._tables import install_table, refuse_table, table_bytes
 from compresskit.nn.embedding import Bits
 from compresskit.numerics.allocation import Option, allocate
-from compresskit.numerics.gptq import gptq, output_error
+from compresskit.numerics.gptq import output_error
 from compresskit.numerics.grids import asymmetric, symmetric
 from compresskit.numerics.rtn import Codes, quantize, scale_type
 from compresskit.registry import register
@@ -149,19 +149,18 @@ class Mixed(Compressor):
                     unrouted += [site.path for site in group]
                 for site in group:
                     weight = finite_weight(view(model, site.path))
-                    install(model, site.path, self._codes(weight, gram, bits[site.path], site.path, context), context)
+                    codes, note = self._codes(weight, gram, bits[site.path], site.path, context)
+                    install(model, site.path, codes, context, **note)
             done += len(part)
             context.progress(0.5 + 0.5 * done / len(sites), part[-1].path)
         warn_unrouted(unrouted, "they are rounded to nearest", context)
 
-    def _codes(self, weight: Tensor, gram: Tensor | None, bits: int, path: str, context: Context) -> Codes:
-        kind = scale_type(weight, bits)
-        if self.rounding == "gptq" and gram is not None:
-            try:
-                return gptq(weight, gram, bits, self.group, scale_dtype=kind)
-            except torch.linalg.LinAlgError as error:
-                context.warn(f"{path} is rounded to nearest: {error}")
-        return quantize(weight, bits, self.group, scale_dtype=kind)
+    def _codes(
+        self, weight: Tensor, gram: Tensor | None, bits: int, path: str, context: Context
+    ) -> tuple[Codes, dict[str, Any]]:
+        if self.rounding == "gptq":
+            return gptq_or_nearest(weight, gram, bits, self.group, path, context, symmetric=False)
+        return quantize(weight, bits, self.group, scale_dtype=scale_type(weight, bits)), {}
 
     def predicted_saving(self, model: PreTrainedModel, sites: Sequence[Site]) -> int | None:
         """At least this much: the budget is kept, and not always spent."""
