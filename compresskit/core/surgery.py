@@ -72,7 +72,10 @@ def aliases(model: nn.Module, path: str) -> list[str]:
     inside = part(model, path)
     if inside is not None:
         return [f"{other}.{inside.name}" for other in aliases(model, inside.owner)]
-    groups = _same_parameters(model, type(model.get_submodule(path)))
+    module = model.get_submodule(path)
+    if not _users(model, {id(parameter) for parameter in module.parameters()}, (path,)):
+        return []
+    groups = _same_parameters(model, type(module))
     group = next((paths for paths in groups if path in paths), [path])
     return [other for other in group if other != path]
 
@@ -104,12 +107,13 @@ def tied_elsewhere(model: nn.Module, path: str) -> list[str]:
 def _users(model: nn.Module, parameters: set[int], outside: Sequence[str]) -> list[str]:
     """Paths of the modules that own one of ``parameters``, those at and below ``outside`` left out."""
     inside = tuple(f"{path}." for path in outside)
-    found = []
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owner = name.rpartition(".")[0]
-        if id(parameter) in parameters and owner not in outside and not owner.startswith(inside):
-            found.append(owner)
-    return list(dict.fromkeys(found))
+    return [
+        path
+        for path, module in model.named_modules(remove_duplicate=False)
+        if any(id(parameter) in parameters for parameter in module._parameters.values())
+        and path not in outside
+        and not path.startswith(inside)
+    ]
 
 
 def replace(model: PreTrainedModel, path: str, module: nn.Module) -> None:
@@ -184,18 +188,18 @@ def _put(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> None:
 
 def _forget_stock_ties(model: PreTrainedModel) -> None:
     """Drop from transformers' table the ties of parameters that are gone, so that nothing looks for them."""
-    live = _tied_pairs(model)
     known: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", {}) or {})
-    kept = {target: source for target, source in known.items() if (target, source) in live}
+    kept = {target: source for target, source in known.items() if _are_one(model, target, source)}
     if kept != known:
         model.all_tied_weights_keys = kept
 
 
-def _tied_pairs(model: nn.Module) -> set[tuple[str, str]]:
-    groups: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), []).append(name)
-    return {(a, b) for names in groups.values() for a in names for b in names if a != b}
+def _are_one(model: nn.Module, name: str, other: str) -> bool:
+    """Whether both names are there, and name one parameter."""
+    try:
+        return model.get_parameter(name) is model.get_parameter(other)
+    except AttributeError:
+        return False
 
 
 def share_parameters(model: nn.Module, source: str, target: str) -> None:
@@ -220,7 +224,8 @@ def untie(model: PreTrainedModel, name: str) -> None:
     Raises:
         ModelError: CK-M062, if nothing shares the parameter.
     """
-    if name not in {each for pair in _tied_pairs(model) for each in pair}:
+    repeated = ties(model)
+    if name not in {*repeated, *repeated.values()}:
         raise ModelError("CK-M062", f"{name} is tied to nothing", why="no other module uses this parameter")
     owner, own = _parent(model, name)
     shared = cast(nn.Parameter, owner._parameters[own])
