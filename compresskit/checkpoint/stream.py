@@ -55,8 +55,8 @@ class Part:
     bytes: int
 
     def holds(self, path: str) -> bool:
-        """Whether the module at ``path`` has its tensors here."""
-        return any(name.startswith(f"{path}.") for name in self.names)
+        """Whether the module, or the bare parameter, at ``path`` has its tensors here."""
+        return any(name == path or name.startswith(f"{path}.") for name in self.names)
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ class StreamedModel:
                 dtype=_saved_type(source) if dtype is None else dtype,
                 trust_remote_code=source.trust_remote_code,
             )
+            release(self.model)  # XLNet's parameters are made with values all the same
         self._groups = _shared_names(self.model)
         self._files = {
             name: place

@@ -106,7 +106,9 @@ def _by_group(importance: Tensor, parts: Tensor, shape: torch.Size) -> Tensor:
 
 
 def scale_type(weight: Tensor, bits: int) -> torch.dtype:
-    """float16 where the scales of ``weight`` keep their precision in it, else float32."""
+    """float16 where the scales of ``weight`` keep their precision in it, else float32; float16 on the meta device."""
+    if weight.device.type == "meta":
+        return torch.float16
     largest = float(weight.abs().max()) if weight.numel() else 0.0
     # Rows whose own range is far below the matrix's lose some digits; the bound is for the matrix.
     scale = 2 * largest / (2**bits - 1)

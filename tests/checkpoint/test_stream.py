@@ -70,6 +70,13 @@ def test_a_tied_head_comes_with_its_table_and_stays_tied(tmp_path: Path) -> None
         assert streamed.model.lm_head.weight is streamed.model.transformer.wte.weight
 
 
+def test_bare_parameters_are_held_and_begin_without_values(tmp_path: Path) -> None:
+    streamed = opened(models.tiny("xlnet"), tmp_path)
+    assert not live(streamed.model)
+    (part,) = [part for part in streamed.parts if part.holds("layer.0.rel_attn.q")]
+    assert part.path == "layer.0"
+
+
 def test_a_failure_inside_leaves_nothing_in_memory(tmp_path: Path) -> None:
     streamed = opened(models.tiny("bert"), tmp_path)
     with pytest.raises(KeyError), streamed.loaded(streamed.parts[0]):

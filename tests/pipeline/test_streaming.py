@@ -79,7 +79,12 @@ def test_methods_that_stream_change_each_site_alike_whatever_else_is_in_memory(n
     assert all("bytes" in context.details[site.path] for site in sites)
 
 
-REST = {"bert": "quantization.static_int8", "gpt2": "quantization.awq", "llama": "quantization.smoothquant"}
+REST = {
+    "bert": "quantization.static_int8",
+    "gpt2": "quantization.awq",
+    "llama": "quantization.smoothquant",
+    "xlnet": "quantization.residual",  # and matrices that are bare parameters
+}
 
 
 @pytest.mark.parametrize("name", REST)

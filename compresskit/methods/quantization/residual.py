@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskit.core.compressor import Gain, Need, Walk
+from compresskit.core.compressor import Gain, Need, Streams, Walk
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
@@ -47,6 +47,7 @@ class Residual(SymmetricOrNot):
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     shrinks: ClassVar[frozenset[Gain]] = frozenset({"file", "memory"})
     walk: ClassVar[Walk] = "block"
+    streams: ClassVar[Streams | None] = "block"
     leaves: ClassVar[tuple[str, ...] | None] = ()
     paper: ClassVar[str] = (
         "Zhang et al., LQER, ICML 2024 (arXiv 2402.02446); Liu et al., EoRA, 2024 (arXiv 2410.21271); Zhang et al.,"
