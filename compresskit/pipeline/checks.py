@@ -67,10 +67,11 @@ def scales_depend_on_batch(model: nn.Module) -> bool:
 def padding_deviation(model: PreTrainedModel, batch: Batch) -> tuple[float, float]:
     """How far rows of a padded batch are from the same rows run alone: (relative maximum, smallest cosine)."""
     worst, cosine = 0.0, 1.0
-    together = outputs_of(model, batch)
+    # In float32: a cosine taken in bfloat16 is 0.996 or 1, whatever the rows are.
+    together = outputs_of(model, batch).float()
     for row in range(batch["input_ids"].shape[0]):
         single = {key: _cut(key, value, row, batch) for key, value in batch.items()}
-        alone = outputs_of(model, single)[0]
+        alone = outputs_of(model, single)[0].float()
         beside = together[row] if together.dim() == 2 else together[row][result_mask(model, batch)[row]]
         scale = max(float(alone.abs().max()), 1e-6)
         worst = max(worst, float((alone - beside).abs().max()) / scale)

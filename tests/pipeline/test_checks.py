@@ -38,3 +38,10 @@ def test_a_model_that_looks_at_padding_is_caught() -> None:
         checks.check_padding(model, batch, "step")
     handle.remove()
     assert error.value.code == "CK-T052"
+
+
+def test_rows_of_bfloat16_are_compared_by_more_than_its_own_digits() -> None:
+    model = models.tiny("bert").bfloat16()
+    worst, cosine = checks.padding_deviation(model, models.inputs("bert", padded=True))
+    assert 0.0 < worst < 0.05
+    assert 0.999 < cosine < 1.0
