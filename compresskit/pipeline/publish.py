@@ -11,8 +11,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from compresskit.bench.options import BenchOptions
-from compresskit.bench.run import run as measure
 from compresskit.calibrate.outputs import outputs_of, result_of
 from compresskit.checkpoint.load import load_model
 from compresskit.checkpoint.prove import reload_and_run
@@ -21,12 +19,13 @@ from compresskit.checkpoint.source import Source
 from compresskit.errors import GateError, ModelError
 from compresskit.export import export_onnx
 from compresskit.export.trace import check_profile
+from compresskit.pipeline import gates
 from compresskit.pipeline.data import RunData
 from compresskit.pipeline.profiles import AUTO, export_best
 from compresskit.pipeline.quality import measure_quality
 from compresskit.pipeline.result import Result
 from compresskit.recipe import Recipe
-from compresskit.recipe.gates import Kind, Measured, Verdict, check_gates
+from compresskit.recipe.gates import Verdict, check_gates
 from compresskit.recipe.schema import OnnxExport
 from compresskit.report.card import model_card
 from compresskit.tasks.fidelity import Reference
@@ -55,7 +54,7 @@ def publish(
     _prove(model, result, staged, data)
     result.after["disk_bytes"] = saved.disk_bytes
     result.quality = measure_quality(recipe, source, staged)
-    verdicts = check_gates(recipe.gates, _measured(result, source, staged, recipe), max_drop=options.max_drop)
+    verdicts = check_gates(recipe.gates, gates.measure(result, source, staged, recipe), max_drop=options.max_drop)
     if all(verdict.passed for verdict in verdicts) and recipe.export is not None and recipe.export.onnx is not None:
         result.onnx = _export(staged, source, recipe.export.onnx)
     hand_over(result, staged, output, verdicts, type(model).__name__, started, overwrite=options.overwrite)
@@ -105,34 +104,6 @@ def _export(folder: Path, source: Source, wanted: OnnxExport) -> dict[str, Any]:
     content = report.to_dict()
     del content["parity"]["cases"]
     return {**content, **more, "output": f"onnx/{report.path.name}"}
-
-
-def _measured(result: Result, source: Source, folder: Path, recipe: Recipe) -> dict[str, Measured]:
-    """Everything that a gate may ask about. Quality is the task's where there is one, else fidelity to the source."""
-    kept = result.fidelity.get("cosine_mean", result.fidelity.get("top1_agreement", float("nan")))
-    measured = {
-        "size": Measured(result.after["disk_bytes"], result.before["disk_bytes"], "bytes"),
-        "parameters": Measured(result.after["parameters"], result.before["parameters"]),
-        "fidelity": Measured(kept, 1.0, "fraction"),
-        "quality": Measured(kept, 1.0, "fraction"),
-    }
-    if result.quality is not None:
-        # Perplexity is no score of 100: gates on it are in x, % or abs.
-        kind: Kind = "points" if result.quality["unit"] == "points" else "plain"
-        measured["quality"] = Measured(result.quality["after"], result.quality["before"], kind)
-    if any(gate.metric == "latency.p50" for gate in recipe.gates):
-        measured["latency.p50"] = _latency(source, folder)
-    return measured
-
-
-def _latency(source: Source, folder: Path) -> Measured:
-    """Median latency by a quick run, the ratio from calls in turns."""
-    record = measure(BenchOptions(models=(str(source.path), str(folder)), details=False))
-    row = record.headline
-    before = record.baseline.metric("latency.p50", record.plan.headline).value
-    if row is None or row.ratio is None or before is None:
-        raise ModelError("CK-B007", "the latency of the result could not be measured", where=str(folder))
-    return Measured(row.ratio * before / 1e3, before / 1e3, "seconds")
 
 
 def _prove(model: PreTrainedModel, result: Result, folder: Path, data: RunData) -> None:

@@ -30,6 +30,7 @@ from compresskit.core.context import Context
 from compresskit.core.device import usable
 from compresskit.errors import UsageError
 from compresskit.pipeline.data import RunData, prepare
+from compresskit.pipeline.gates import refuse_unmeasurable
 from compresskit.pipeline.ledger import size_of
 from compresskit.pipeline.plan import Plan, data_files, make_plan, recipe_hash, require_same
 from compresskit.pipeline.publish import domain_warnings, publish
@@ -84,11 +85,17 @@ def plan(model: str | Path | None, recipe: Any, *, options: Options | None = Non
         CompressKitError: whatever would stop ``apply`` before it touches a weight.
     """
     options = options or Options()
-    parsed = Recipe.load(recipe)
+    parsed = _read(recipe, options)
     source = _open(model, parsed, options)
     if options.low_memory:
         return plan_streamed(parsed, source, options)
     return make_plan(source.load_model(dtype=options.dtype), parsed, source, strict=options.strict)
+
+
+def _read(recipe: Any, options: Options) -> Recipe:
+    parsed = Recipe.load(recipe)
+    refuse_unmeasurable(parsed, options.max_drop)
+    return parsed
 
 
 def _open(model: str | Path | None, recipe: Recipe, options: Options) -> Source:
@@ -126,7 +133,7 @@ def apply(
         CompressKitError: with a code, a place, a cause and a remedy.
     """
     options, listener = options or Options(), listener or Listener()
-    parsed = Recipe.load(recipe)
+    parsed = _read(recipe, options)
     usable(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -173,6 +180,7 @@ class _Run:
     def execute(self, model: PreTrainedModel, tokenizer: Any) -> Result:
         started = time.perf_counter()
         refuse_absent_values(model)
+        self._warn_of_what_is_left_out()
         made = make_plan(model, self.recipe, self.source, strict=self.options.strict)
         if self.expected is not None:
             require_same(made, self.expected)
@@ -194,6 +202,17 @@ class _Run:
             result = self._finish(model, before, data, reference, workspace, started)
             workspace.remove()
         return result
+
+    def _warn_of_what_is_left_out(self) -> None:
+        asked = {
+            "evaluate": self.recipe.evaluate,
+            "gates": self.recipe.gates,
+            "export": self.recipe.export,
+            "max_drop": self.options.max_drop,
+        }
+        left_out = [name for name, value in asked.items() if value not in (None, ())]
+        if self.output is None and left_out:
+            self.warnings.append(f"no output folder was given: {', '.join(left_out)} left out, they look at the files")
 
     def _disk_before(self, model: PreTrainedModel) -> int:
         return self.source.disk_bytes if self.source is not None else size_of(model).bytes
@@ -218,6 +237,8 @@ class _Run:
             "teacher": self.teacher.fingerprint if self.teacher is not None else "",
             **{f"file of {key}": fingerprint(name) for key, name in data_files(self.recipe).items()},
             "seed": self.options.seed,
+            "device": torch.device(self.options.device).type,
+            "dtype": str(self.options.dtype),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }

@@ -29,14 +29,14 @@ from compresskit.core.context import Batch, Context
 from compresskit.core.sites import Site
 from compresskit.core.targets import Resolution
 from compresskit.errors import RecipeError
-from compresskit.pipeline import checks
+from compresskit.pipeline import checks, gates
 from compresskit.pipeline.data import calibration
 from compresskit.pipeline.ledger import StepRecord, size_of
 from compresskit.pipeline.plan import Plan, make_plan, require_same, resolutions, step_label
 from compresskit.pipeline.publish import hand_over
 from compresskit.pipeline.result import Result
 from compresskit.recipe import Recipe
-from compresskit.recipe.gates import Measured, check_gates
+from compresskit.recipe.gates import check_gates
 
 DISK_MARGIN = 1.2
 MEASURED = frozenset({"size", "parameters"})
@@ -58,6 +58,7 @@ def refuse_whole(recipe: Recipe, source: Source, options: Any) -> None:
         "the source is compressed already": source.compressed,
         "`evaluate` runs the model": recipe.evaluate is not None,
         "`export` traces the model": recipe.export is not None and recipe.export.onnx is not None,
+        "a largest loss of quality is measured by running the model": options.max_drop is not None,
         "a resumed run goes on from whole models": options.resume,
         "it is done on the CPU": options.device != "cpu",
         "it is done by one process": processes.count() > 1,
@@ -210,11 +211,7 @@ class _StreamedRun:
             recipe=self.recipe.to_dict(),
             source=str(self.source.spec),
         )
-        measured = {
-            "size": Measured(result.after["disk_bytes"], result.before["disk_bytes"], "bytes"),
-            "parameters": Measured(result.after["parameters"], result.before["parameters"]),
-        }
-        verdicts = check_gates(self.recipe.gates, measured, max_drop=None)
+        verdicts = check_gates(self.recipe.gates, gates.sizes(result), max_drop=None)
         hand_over(result, staged, output, verdicts, type(model).__name__, started, overwrite=self.options.overwrite)
         for row in rows:
             self.listener.step(row)

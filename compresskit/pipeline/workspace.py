@@ -40,7 +40,8 @@ class Workspace:
 
     Args:
         output: where the result will go; None keeps no state (the caller wants the model only).
-        identity: what must be equal for a resume: hashes of recipe, models and data files, seed, versions.
+        identity: what must be equal for a resume: hashes of recipe, models and data files, seed, device, type,
+            versions.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, keep_steps: bool) -> None:
@@ -60,8 +61,8 @@ class Workspace:
         """Prepare the folder; the number of steps that are already done. Of several processes the first one does it.
 
         Raises:
-            UsageError: CK-U012 with ``resume`` but nothing that can be; CK-U013 if recipe, a model, a data file, the
-                seed or versions changed since.
+            UsageError: CK-U012 with ``resume`` but nothing that can be; CK-U013 if recipe, a model, a data file, seed,
+                device, type or versions changed since.
         """
         processes.lead(lambda: self._start(resume))
         self.rows = processes.agree(self.rows)

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -171,17 +172,22 @@ def check_gates(
     """Check every gate; ``max_drop`` adds ``quality >= -max_drop pp``.
 
     Raises:
-        RecipeError: CK-G002 for a metric that wasn't measured; CK-G003 for a unit that doesn't fit.
+        RecipeError: CK-G002 for a metric that isn't measured; CK-G003 for a unit that doesn't fit.
     """
     wanted = [*gates, *([] if max_drop is None else [Gate("quality", ">=", -abs(max_drop), "pp")])]
     verdicts = []
     for gate in wanted:
         if gate.metric not in measured:
+            close = difflib.get_close_matches(gate.metric, measured, n=1)
             raise RecipeError(
                 "CK-G002",
-                f"the gate {str(gate)!r} is on a metric that wasn't measured",
+                f"the gate {str(gate)!r} is on a metric that isn't measured",
                 why=f"measured: {', '.join(sorted(measured)) or 'nothing'}",
-                fix="add `evaluate:` to the recipe" if gate.metric == "quality" else "",
+                fix="add `evaluate:` to the recipe"
+                if gate.metric == "quality"
+                else f"did you mean {close[0]!r}?"
+                if close
+                else "",
             )
         verdicts.append(gate.check(measured[gate.metric]))
     return verdicts

@@ -160,6 +160,9 @@ def test_f54_resume_with_another_recipe_is_refused(source: Path, tmp_path: Path)
     assert caught.value.code == "CK-U013"
     assert "recipe" in caught.value.why
     with pytest.raises(UsageError) as caught:
+        pipeline.apply(source, STEPS, output, options=pipeline.Options(resume=True, dtype="bfloat16"))
+    assert caught.value.why == "dtype: None then, bfloat16 now"
+    with pytest.raises(UsageError) as caught:
         pipeline.apply(source, other, tmp_path / "never", options=pipeline.Options(resume=True))
     assert caught.value.code == "CK-U012"
 

@@ -24,10 +24,32 @@ def test_plan_lists_sites_and_predicts_bytes(source: Path) -> None:
 
 
 def test_prediction_is_close_to_what_apply_reaches(source: Path, tmp_path: Path) -> None:
-    steps = recipe({"pruning.ffn": {"keep": 0.5}}, "quantization.int8")
+    steps = recipe({"pruning.ffn": {"keep": 0.5}}, "quantization.int8", gates={"size": "<= 0.01x"})
     made = pipeline.plan(source, steps)
-    after = pipeline.apply(source, steps).after["disk_bytes"]
-    assert made.predicted_bytes == pytest.approx(after, rel=0.2)
+    result = pipeline.apply(source, steps)
+    assert made.predicted_bytes == pytest.approx(result.after["disk_bytes"], rel=0.2)
+    assert result.warnings == ["no output folder was given: gates left out, they look at the files"]
+
+
+@pytest.mark.parametrize(
+    ("gate", "code", "says"),
+    [
+        ({"sizes": "<= 0.5x"}, "CK-G002", "did you mean 'size'"),
+        ({"size": "<= 5ms"}, "CK-G003", "seconds"),
+        ({"parameters": ">= -1pp"}, "CK-G003", "pp is for scores"),
+    ],
+)
+def test_a_gate_that_no_result_can_be_checked_against(source: Path, gate: dict[str, str], code: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says) as caught:
+        pipeline.plan(source, recipe("quantization.int8", gates=gate))
+    assert caught.value.code == code
+
+
+def test_points_of_perplexity_are_refused_before_it_is_measured(source: Path, tmp_path: Path) -> None:
+    steps = recipe("quantization.int8", evaluate={"task": "language_modelling", "data": str(tmp_path / "texts.jsonl")})
+    with pytest.raises(RecipeError) as caught:
+        pipeline.plan(source, steps, options=pipeline.Options(max_drop=1.0))
+    assert caught.value.code == "CK-G003"
 
 
 def test_f39_target_matches_nothing(source: Path) -> None:

@@ -165,8 +165,9 @@ def test_no_more_than_a_part_is_in_memory_while_it_runs(tmp_path: Path, monkeypa
         ({**INT4, "gates": {"fidelity": ">= 90%"}}, LOW, "fidelity"),
         (INT4, Options(low_memory=True, resume=True), "resumed"),
         (INT4, Options(low_memory=True, device="cuda"), "CPU"),
+        (INT4, Options(low_memory=True, max_drop=1.0), "loss of quality"),
     ],
-    ids=["whole", "outside", "recovery", "export", "gate", "resume", "device"],
+    ids=["whole", "outside", "recovery", "export", "gate", "resume", "device", "max-drop"],
 )
 def test_what_needs_the_whole_model_is_refused_by_the_plan(
     source: Path, asked: dict[str, Any], options: Options, why: str
