@@ -96,8 +96,10 @@ def _refuse_unreached(model: PreTrainedModel, recipe: Recipe, found: Sequence[Re
         if not _sees_data(step.method):
             continue
         label = step_label(number, step.method)
-        if len(stacks) > 1 or any(stack.repeats > 1 for stack in stacks):
-            reasons.append(f"{label} needs data, and the model runs more than one stack of blocks, once each")
+        if len(stacks) > 1:
+            reasons.append(f"{label} needs data, and the model has more than one stack of blocks")
+        if any(stack.repeats > 1 for stack in stacks):
+            reasons.append(f"{label} needs data, and the model runs its blocks several times")
         reasons += [
             f"{label} needs the inputs of {site.path}, outside of the blocks"
             for site in resolution.sites

@@ -177,6 +177,14 @@ def test_what_needs_the_whole_model_is_refused_by_the_plan(
     assert caught.value.code == "CK-L062"
 
 
+@pytest.mark.parametrize(("name", "why"), [("t5", "more than one stack"), ("albert", "several times")])
+def test_blocks_that_one_walk_does_not_pass_are_refused(name: str, why: str, tmp_path: Path) -> None:
+    source = models.write_checkpoint(models.tiny(name), tmp_path / "source", with_tokenizer=False)
+    with pytest.raises(RecipeError, match=why) as caught:
+        pipeline.plan(source, recipe("quantization.gptq"), options=LOW)
+    assert caught.value.code == "CK-L062"
+
+
 def test_the_plan_names_the_same_sites(source: Path) -> None:
     plans = [pipeline.plan(source, INT4, options=options) for options in (Options(), LOW)]
     assert [step.sites for step in plans[0].steps] == [step.sites for step in plans[1].steps]
