@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from compresskit.checkpoint.files import printable
 from compresskit.checkpoint.quiet import quiet_transformers
 from compresskit.errors import ModelError, ResourceError, UsageError
+from compresskit.numerics.finite import all_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +41,6 @@ _TYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat1
 _MOST_PARAMETERS_PER_ELEMENT, _SLACK = 64, 10**7
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 _SHOWN = 5
-_PIECE = 2**22
 _LOADING = (RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError, ImportError)
 
 
@@ -286,15 +286,6 @@ def _non_finite(model: nn.Module) -> Iterator[str]:
             bad = ~torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float())
             first = _index(int(bad.flatten().int().argmax()), tensor.shape)
             yield f"{printable(name, 100)}: {int(bad.sum())} of {tensor.numel()}, first at {first}"
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Whether no value of ``tensor`` is NaN or infinite; looked at in pieces, since each takes copies."""
-    for piece in tensor.detach().reshape(-1).split(_PIECE):
-        # torch has no isfinite for 8-bit floats.
-        if not bool(torch.isfinite(piece if piece.element_size() > 1 else piece.float()).all()):
-            return False
-    return True
 
 
 def _index(flat: int, shape: torch.Size) -> list[int]:

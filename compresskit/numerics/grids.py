@@ -57,11 +57,12 @@ def symmetric(weight: Tensor, bits: int, group: int | None = None, *, whole: boo
     if whole:
         scale = _divisor(parts.abs().amax((0, 1, 2), keepdim=True) / top)
         return Grid(_nearest(parts, scale, top).reshape(weight.shape), scale.squeeze(-1), None)
-    found = []
-    for some in parts.split(_ROWS):
+    # Written where they stay: pieces that are joined at the end would leave memory in shreds, and take it twice.
+    codes, scales = torch.empty_like(parts, dtype=torch.int8), parts.new_empty((*parts.shape[:2], 1))
+    for start in range(0, len(parts), _ROWS):
+        some = parts[start : start + _ROWS]
         scale = _divisor(some.abs().amax(-1, keepdim=True) / top)
-        found.append((_nearest(some, scale, top), scale))
-    codes, scales = (torch.cat(each) for each in zip(*found, strict=True))
+        codes[start : start + _ROWS], scales[start : start + _ROWS] = _nearest(some, scale, top), scale
     return Grid(codes.reshape(weight.shape), scales.squeeze(-1), None)
 
 
@@ -88,11 +89,16 @@ def asymmetric(
         group: columns that share a scale; None is a whole row. It must divide I.
         scale_dtype: the scales are rounded to it before the codes are chosen: what is stored is what was fitted.
     """
-    parts = [
-        _fit_asymmetric(part, 2**bits - 1, scale_dtype, REFINEMENTS if least_squares else 0)
-        for part in grouped(weight.float().contiguous(), group).split(_ROWS)
-    ]
-    codes, scale, zero = (torch.cat(found) for found in zip(*parts, strict=True))
+    parts = grouped(weight.float().contiguous(), group)
+    codes, zero = (
+        torch.empty(*parts.shape[:2], last, dtype=torch.uint8, device=parts.device) for last in (parts.shape[2], 1)
+    )
+    scale = parts.new_empty((*parts.shape[:2], 1), dtype=scale_dtype)
+    for start in range(0, len(parts), _ROWS):
+        rows = slice(start, start + _ROWS)
+        codes[rows], scale[rows], zero[rows] = _fit_asymmetric(
+            parts[rows], 2**bits - 1, scale_dtype, REFINEMENTS if least_squares else 0
+        )
     return Grid(codes.reshape(weight.shape), scale.squeeze(-1), zero.squeeze(-1))
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ROWS = 4096
+_ROWS = 1024
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -24,8 +24,10 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         return codes.to(torch.uint8).contiguous()
     # Some rows at a time: on the way each code takes 16 bytes.
     rows = codes.flatten(0, -2) if codes.dim() > 1 else codes[None]
-    parts = [_pack_rows(some, bits) for some in rows.split(_ROWS)]
-    return torch.cat(parts).reshape(*codes.shape[:-1], packed_bytes(codes.shape[-1], bits))
+    packed = torch.empty(len(rows), packed_bytes(codes.shape[-1], bits), dtype=torch.uint8, device=codes.device)
+    for start in range(0, len(rows), _ROWS):
+        packed[start : start + _ROWS] = _pack_rows(rows[start : start + _ROWS], bits)
+    return packed.reshape(*codes.shape[:-1], packed.shape[-1])
 
 
 def _pack_rows(codes: Tensor, bits: int) -> Tensor:

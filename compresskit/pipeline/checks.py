@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.outputs import outputs_of, result_mask
-from compresskit.checkpoint.strict_load import all_finite
 from compresskit.core import anatomy
 from compresskit.core.context import Batch
 from compresskit.errors import InternalError, ModelError
 from compresskit.nn import kv_cache
+from compresskit.numerics.finite import all_finite
 
 FLOAT_TOLERANCE = 1e-5
 INTEGER_COSINE = 0.999

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -22,6 +21,7 @@ from compresskit.nn.fp8 import Float8Linear
 from compresskit.nn.lookup import LookupLinear
 from compresskit.nn.packed import PackedLinear
 from compresskit.nn.residual import ResidualLinear
+from compresskit.numerics.finite import all_finite
 from compresskit.numerics.packing import packed_bytes
 from compresskit.numerics.rtn import Codes, scale_type
 
@@ -110,7 +110,7 @@ def finite_weight(plain: WeightView) -> Tensor:
         ModelError: CK-M054, if it isn't finite.
     """
     weight = plain.weight.detach().float()
-    if not bool(torch.isfinite(weight).all()):
+    if not all_finite(weight):
         raise ModelError(
             "CK-M054",
             "the matrix has weights that aren't finite and can't be quantized",

@@ -13,7 +13,7 @@ from compresskit.core import anatomy
 from compresskit.core.sites import Site
 from compresskit.core.weights import PartView, WeightView, parts, view
 
-_ROWS = 4096
+_ROWS = 512
 """Rows of a table that are float at once for the ledger."""
 
 
@@ -71,8 +71,8 @@ def quantization_detail(before: Tensor, after: Tensor | Callable[[int, int], Ten
         stop = start + _ROWS
         rows = before[start:stop].float()
         found = after[start:stop] if isinstance(after, Tensor) else after(start, stop)
-        norm += float(torch.linalg.vector_norm(rows, dtype=torch.float64)) ** 2
-        lost += float(torch.linalg.vector_norm(found.float() - rows, dtype=torch.float64)) ** 2
+        norm += float(torch.linalg.vector_norm(rows)) ** 2
+        lost += float(torch.linalg.vector_norm(found.float() - rows)) ** 2
     return {
         "bytes": [before.numel() * before.element_size(), stored],
         "bits_per_weight": round(8 * stored / before.numel(), 4),
