@@ -14,7 +14,7 @@ import transformers as hf
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 from tokenizers.processors import BertProcessing
-from torch import Tensor
+from torch import Tensor, nn
 
 Task = Literal["base", "classifier", "lm"]
 
@@ -271,3 +271,11 @@ def write_checkpoint(model: hf.PreTrainedModel, folder: Path, *, with_tokenizer:
     if with_tokenizer:
         tokenizer().save_pretrained(folder)
     return folder
+
+
+def tied(model: nn.Module) -> set[frozenset[str]]:
+    """Names of parameters that are one, group by group."""
+    owners: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), set()).add(name)
+    return {frozenset(names) for names in owners.values() if len(names) > 1}

@@ -337,8 +337,23 @@ def load_model(
 def _architectures(path: Path) -> list[str]:
     from transformers import PreTrainedConfig
 
-    content, _ = PreTrainedConfig.get_config_dict(str(path), local_files_only=True)
+    try:
+        content, _ = PreTrainedConfig.get_config_dict(str(path), local_files_only=True)
+    except OSError as error:
+        raise _unreadable(path, str(error) if path.is_dir() else "there is no such folder") from error
+    if not content:
+        raise _unreadable(path, "its config.json is missing or empty")
     return list(content.get("architectures") or [])
+
+
+def _unreadable(path: Path, why: str) -> ModelError:
+    return ModelError(
+        "CK-L040",
+        "the checkpoint can't be loaded",
+        where=str(path),
+        why=why,
+        fix="give the folder that has config.json and the weights",
+    )
 
 
 def _class_to_load(path: Path, auto_class: str | type | None) -> Any:

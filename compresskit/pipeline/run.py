@@ -187,7 +187,7 @@ class _Run:
         self.listener.plan(made)
         self.warnings += made.warnings
         before = {"parameters": size_of(model).parameters, "disk_bytes": self._disk_before(model)}
-        self._preflight(before["disk_bytes"])
+        self._preflight(max(before["disk_bytes"], size_of(model).bytes))  # in memory perhaps in a wider type
         data = prepare(model, tokenizer, self.recipe, self.options.seed, self.warnings.append)
         if data.synthetic:
             self.warnings.append("the model has no tokenizer: calibrated and compared on random tokens")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compresskit.core.compressor import Compressor
 from compresskit.errors import RecipeError
@@ -63,6 +63,12 @@ class OnnxExport(Section):
     min_cosine: float | None = Field(
         None, gt=-1, le=1, description="auto: the least a file may keep of the weights with float products"
     )
+
+    @model_validator(mode="after")
+    def _only_of_auto(self) -> Self:
+        if self.min_cosine is not None and self.profile != "auto":
+            raise ValueError("`min_cosine` chooses among profiles: it belongs to `profile: auto`")
+        return self
 
 
 class Export(Section):

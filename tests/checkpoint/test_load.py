@@ -26,13 +26,6 @@ EDITS = {"bert": tuple(edits.ALL), "gpt2": tuple(edits.ALL), "llama": TELLING, "
 FAMILIES = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "qwen3", "t5")
 
 
-def tied(model: hf.PreTrainedModel) -> set[frozenset[str]]:
-    owners: dict[int, set[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), set()).add(name)
-    return {frozenset(names) for names in owners.values() if len(names) > 1}
-
-
 def same_bytes(one: Path, other: Path) -> bool:
     names = sorted(path.name for path in one.iterdir())
     return names == sorted(path.name for path in other.iterdir()) and all(
@@ -59,7 +52,7 @@ def test_reload_and_resave_are_exact(name: str, edit: str, tmp_path: Path) -> No
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert torch.equal(models.output(loaded, batch), expected)
     assert torch.equal(models.output(again, batch), expected)
-    assert tied(loaded) == tied(again) == tied(model)
+    assert models.tied(loaded) == models.tied(again) == models.tied(model)
     assert same_bytes(tmp_path / "one", tmp_path / "two")
     assert not loaded.training
     trainable = {n: p.requires_grad for n, p in model.named_parameters() if not p.is_floating_point()}
@@ -164,108 +157,6 @@ def test_the_type_of_the_model_is_not_that_of_its_first_scale(tmp_path: Path) ->
     loaded = hf.AutoModel.from_pretrained(tmp_path)
     assert loaded.h[0].ln_1.weight.dtype == torch.bfloat16
     assert torch.equal(models.output(loaded, models.inputs("gpt2")), models.output(model, models.inputs("gpt2")))
-
-
-PAIRS = [
-    (name, task, other)
-    for name in FAMILIES
-    for task, other in (("base", "classifier"), ("base", "lm"), ("classifier", "base"), ("lm", "classifier"))
-]
-
-
-def base_state(model: hf.PreTrainedModel) -> dict[str, torch.Tensor]:
-    prefix = f"{model.base_model_prefix}."
-    inside = hasattr(model, model.base_model_prefix)
-    return {
-        name.removeprefix(prefix): value
-        for name, value in model.state_dict().items()
-        if not inside or name.startswith(prefix)
-    }
-
-
-@pytest.mark.parametrize(("name", "task", "other"), PAIRS)
-def test_other_classes_of_the_same_model(name: str, task: models.Task, other: models.Task, tmp_path: Path) -> None:
-    model = models.tiny(name, task=task)
-    edits.uneven_heads(model)
-    edits.int8_in_low_rank(model)
-    edits.window(model)
-    attach(model)
-    model.save_pretrained(tmp_path / "one")
-    loaded = models.model_class(name, other).from_pretrained(tmp_path / "one")
-
-    mine, theirs = base_state(model), base_state(loaded)
-    common = [key for key in theirs if key in mine]
-    lacking = {key.split(".")[0] for key in theirs if key not in mine}
-    assert lacking <= {"pooler", "lm_head", "predictions"}
-    assert len(common) > 20
-    assert all(torch.equal(mine[key], theirs[key]) for key in common)
-    windows = [module.compresskit_attention for module in loaded.modules() if hasattr(module, "compresskit_attention")]
-    assert windows == [m.compresskit_attention for m in model.modules() if hasattr(m, "compresskit_attention")]
-
-    loaded.save_pretrained(tmp_path / "two")
-    again = load_model(tmp_path / "two")
-    batch = models.inputs(name)
-    assert torch.equal(models.output(again, batch), models.output(loaded, batch))
-
-
-@pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
-def test_ties_in_other_classes(name: str, tmp_path: Path) -> None:
-    model = models.tiny(name, task="lm")
-    edits.shared_layers(model)
-    edits.tables(model)
-    attach(model)
-    model.save_pretrained(tmp_path)
-    base = hf.AutoModel.from_pretrained(tmp_path)
-    inside = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
-    names = {name for name, _ in base.named_parameters(remove_duplicate=False)}
-    expected = {frozenset(name.removeprefix(inside) for name in group) & names for group in tied(model)}
-    assert tied(base) == {group for group in expected if len(group) > 1}
-    mine, theirs = base_state(model), base.state_dict()
-    assert all(torch.equal(mine[key], theirs[key]) for key in theirs if "pooler" not in key)
-
-
-@pytest.mark.parametrize("task", ["base", "lm", "classifier"])
-def test_t5_gives_its_encoder(task: models.Task, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = models.tiny("t5", task=task)
-    edits.uneven_heads(model)
-    edits.int8(model)
-    edits.tables(model)
-    attach(model)
-    model.save_pretrained(tmp_path)
-    caplog.clear()
-    encoder = hf.T5EncoderModel.from_pretrained(tmp_path)
-    assert "no decoder" in caplog.text
-    whole = getattr(model, "transformer", model)
-    batch = models.inputs("t5encoder", padded=True)
-    with torch.no_grad():
-        expected = whole.encoder(**batch).last_hidden_state
-    assert torch.equal(models.output(encoder, batch), expected)
-
-
-def test_an_encoder_goes_into_the_whole_t5(tmp_path: Path) -> None:
-    model = models.tiny("t5encoder")
-    edits.uneven_widths(model)
-    edits.low_rank(model)
-    attach(model)
-    model.save_pretrained(tmp_path)
-    whole = hf.T5Model.from_pretrained(tmp_path)
-    batch = models.inputs("t5encoder")
-    with torch.no_grad():
-        assert torch.equal(whole.encoder(**batch).last_hidden_state, models.output(model, batch))
-
-
-@pytest.mark.parametrize("name", ["gpt2", "bert", "t5"])
-def test_a_head_takes_the_values_of_a_compressed_table(name: str, tmp_path: Path) -> None:
-    model = models.tiny(name)
-    edits.tables(model)
-    attach(model)
-    model.save_pretrained(tmp_path / "base")
-    with_head = models.model_class(name, "lm").from_pretrained(tmp_path / "base")
-    head, table = with_head.get_output_embeddings(), with_head.get_input_embeddings()
-    assert torch.equal(head.weight, table.weight)
-    head.weight.data.add_(1)
-    with_head.save_pretrained(tmp_path / "lm")
-    assert torch.equal(load_model(tmp_path / "lm").get_output_embeddings().weight, head.weight)
 
 
 def test_edited_by_hand_after_a_reload(tmp_path: Path) -> None:
@@ -428,6 +319,14 @@ def test_load_model_is_strict(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=name) as caught:
             load_model(tmp_path)
         assert caught.value.code == "CK-L040"
+
+
+def test_load_model_says_what_is_not_there(tmp_path: Path) -> None:
+    for folder, why in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "is missing")):
+        with pytest.raises(ModelError, match="can't be loaded") as caught:
+            load_model(folder)
+        assert (caught.value.code, caught.value.where) == ("CK-L040", str(folder))
+        assert why in caught.value.why
 
 
 def test_load_model_takes_classes(tmp_path: Path) -> None:

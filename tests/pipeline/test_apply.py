@@ -167,6 +167,18 @@ def test_f54_resume_with_another_recipe_is_refused(source: Path, tmp_path: Path)
     assert caught.value.code == "CK-U012"
 
 
+def test_the_space_that_a_wider_type_takes_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = models.write_checkpoint(models.tiny("bert").half(), tmp_path / "half", with_tokenizer=False)
+
+    def asked(output: Path, needed: int) -> None:
+        raise Stop(needed)
+
+    monkeypatch.setattr("compresskit.pipeline.run.check_free_space", asked)
+    with pytest.raises(Stop) as caught:
+        pipeline.apply(half, STEPS, tmp_path / "out", options=pipeline.Options(dtype="float32"))
+    assert caught.value.args[0] > 2 * (half / "model.safetensors").stat().st_size
+
+
 def test_a_run_without_output_leaves_nothing_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(Stop):

@@ -162,6 +162,13 @@ def test_f38_small_exponents_are_numbers() -> None:
     assert step.method == Trainer(lr=0.0001)
 
 
+def test_an_option_of_another_profile_is_found_before_the_work() -> None:
+    text = "version: 1\nsteps: [pruning.toy]\nexport:\n  onnx: {profile: fast, min_cosine: 0.99}\n"
+    with pytest.raises(RecipeError, match="belongs to `profile: auto`") as caught:
+        Recipe.from_text(text, "r.yaml")
+    assert (caught.value.code, caught.value.where) == ("CK-R012", "r.yaml:4:9")
+
+
 def test_an_unknown_task_is_found_before_the_work() -> None:
     error = error_of("steps: [pruning.toy]\nevaluate: {task: stss, data: x.tsv}\n")
     assert (error.code, error.where, error.fix) == ("CK-R012", "r.yaml:2:18", "did you mean 'sts'?")
