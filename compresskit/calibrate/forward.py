@@ -163,6 +163,10 @@ class Attended:
             return flat
         return flat[mask.reshape(-1).to(flat.device)]
 
+    def by_text(self, path: str, tensor: Tensor) -> Tensor:
+        """The input of the module at ``path`` with the texts first: (B, T, I), where its stack has (T, B, I) too."""
+        return tensor.transpose(0, 1) if _below(path, self._time_first) else tensor
+
     def routing(self) -> dict[str, PreHook]:
         """Hooks by path that note, at each call of a bank of experts, which tokens go to which of them."""
         return {path: self._note(path) for path in self._banks}

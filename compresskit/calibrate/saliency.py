@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.forward import PreHook, evaluating, first_tensor, hooked
+from compresskit.calibrate.forward import Attended, PreHook, evaluating, first_tensor, hooked
 from compresskit.calibrate.moments import refuse_unreached
 from compresskit.calibrate.outputs import forward, output_kind, pool, result_mask
 from compresskit.core.context import Batch
@@ -74,6 +74,7 @@ def saliency(
     if len(batches) == 0:
         raise DataError("CK-D003", "there are no calibration batches", fix="give calibration data")
     generator = torch.Generator().manual_seed(seed)
+    attended = Attended(model)
     sums: dict[str, Tensor] = {}
     texts = 0
     inputs: dict[str, list[Tensor]] = {}
@@ -97,7 +98,7 @@ def saliency(
                 inputs.update({path: [] for path in paths})
                 value = scalar(model, batch, generator)
                 refuse_unreached([path for path in paths if not inputs[path]])
-                for path, change in _changes(value, inputs, groups or {}).items():
+                for path, change in _changes(value, inputs, groups or {}, attended).items():
                     sums[path] = sums.get(path, torch.zeros(change.shape[1], dtype=torch.float64)) + (change**2).sum(0)
                     inputs[path].clear()
                 texts += next(iter(batch.values())).shape[0]
@@ -106,7 +107,9 @@ def saliency(
     return {path: total / texts for path, total in sums.items()}
 
 
-def _changes(value: Tensor, inputs: Mapping[str, Sequence[Tensor]], groups: Mapping[str, int]) -> dict[str, Tensor]:
+def _changes(
+    value: Tensor, inputs: Mapping[str, Sequence[Tensor]], groups: Mapping[str, int], attended: Attended
+) -> dict[str, Tensor]:
     """Σ a ∂s/∂a for each text and group, (B, G) float64; a module that ran several times counts each time."""
     flat = [(path, tensor) for path, tensors in inputs.items() for tensor in tensors]
     if not value.requires_grad:
@@ -117,7 +120,7 @@ def _changes(value: Tensor, inputs: Mapping[str, Sequence[Tensor]], groups: Mapp
         if gradient is None:
             raise _no_gradient(path)
         count = groups.get(path, tensor.shape[-1])
-        product = (tensor.detach().double() * gradient.double()).cpu()  # (B, T, I)
+        product = attended.by_text(path, tensor.detach().double() * gradient.double()).cpu()  # (B, T, I)
         change = product.reshape(product.shape[0], -1, count, product.shape[-1] // count).sum((1, 3))
         found[path] = found.get(path, torch.zeros_like(change)) + change
     return found

@@ -33,6 +33,15 @@ def test_it_equals_the_plain_loop() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-8)
 
 
+def test_texts_count_one_by_one_in_a_model_whose_tokens_come_first() -> None:
+    model = models.tiny("xlnet")
+    path = anatomy.of(model).ffns[0].output
+    batch = random_batches(model, samples=3, max_length=6)[0]
+    rows = [{name: tensor[row : row + 1] for name, tensor in batch.items()} for row in range(3)]
+    together, alone = (saliency(model, [path], each, scalar=linear_scalar)[path] for each in ([batch], rows))
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-8)
+
+
 def test_every_architecture_and_head_gives_one_value_a_neuron_and_a_head(family: str) -> None:
     for task in models.tasks(family):
         model = models.tiny(family, task=task)
