@@ -93,7 +93,9 @@ def read(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise ModelError(
             "CK-M020",
-            "the folder is no checkpoint of compresskit: it has no manifest.json",
+            "the folder is no checkpoint of compresskit: it has no manifest.json"
+            if folder.is_dir()
+            else "there is no such folder",
             where=printable(folder),
             fix="give a folder that `compresskit apply` made",
         ) from None

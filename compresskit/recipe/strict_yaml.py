@@ -25,6 +25,7 @@ MAX_BYTES = 256_000
 MAX_DEPTH = 32
 MAX_NODES = 10_000
 MAX_DIGITS = 64
+_FIND = "give the path of a recipe's file, or the name of a shipped one: `compresskit recipes list`"
 
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOLEANS = {
@@ -46,12 +47,12 @@ def read_file(path: FilePath) -> str:
     name = str(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise RecipeError("CK-R001", "the recipe is not a regular file", where=name)
+            raise RecipeError("CK-R001", "the recipe is not a regular file", where=name, fix=_FIND)
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise RecipeError("CK-R001", "the recipe can't be read", where=name, why=why) from error
+        raise RecipeError("CK-R001", "the recipe can't be read", where=name, why=why, fix=_FIND) from error
     return decode(content, name)
 
 

@@ -182,11 +182,13 @@ def test_files_of_the_user_survive_adding(saved: Path) -> None:
     assert verify(saved).unlisted == ("my-notes.txt",)
 
 
-def test_adding_to_something_else(source_folder: Path) -> None:
+def test_adding_to_something_else(source_folder: Path, tmp_path: Path) -> None:
     before = content(source_folder)
     with pytest.raises(ModelError) as raised:
         add_files(source_folder, {"x": b"x"})
     assert raised.value.code == "CK-M020"
+    with pytest.raises(ModelError, match="no such folder"):
+        verify(tmp_path / "absent")
     assert content(source_folder) == before
 
 

@@ -194,6 +194,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         with pytest.raises(RecipeError) as caught:
             strict_yaml.read_file(path)
         assert caught.value.code == "CK-R001"
+        assert "recipes list" in caught.value.fix
 
 
 def test_json_is_read_as_json() -> None:
