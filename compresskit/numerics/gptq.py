@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compresskit.numerics.finite import all_finite
 from compresskit.numerics.rtn import Codes, nearest, quantize
 
 DAMPING = 0.01
@@ -48,7 +49,7 @@ def gptq(
         torch.linalg.LinAlgError: if ``gram`` isn't finite, or can't be inverted however damped.
     """
     moments = gram.double().to(weight.device)
-    if not bool(torch.isfinite(moments).all()):
+    if not all_finite(moments):
         raise torch.linalg.LinAlgError("the second moments of the inputs aren't finite")
     importance = moments.diagonal().clamp(min=0)
     start = quantize(
@@ -84,7 +85,7 @@ def gptq_codes(
         scale, zero: (O, G); ``zero`` None: 0.
     """
     moments = gram.double().to(weight.device)
-    if not bool(torch.isfinite(moments).all()):
+    if not all_finite(moments):
         raise torch.linalg.LinAlgError("the second moments of the inputs aren't finite")
     diagonal = moments.diagonal()
     order = diagonal.argsort(descending=True, stable=True) if act_order else torch.arange(len(diagonal))
