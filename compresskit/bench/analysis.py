@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from compresskit.bench.record import Block, Cell, Metric, Slice, unavailable
+from compresskit.bench.blocks import Block, Slice
+from compresskit.bench.record import Cell, Metric, unavailable
 from compresskit.numerics.statistics import least_samples, quantile, quantile_interval
 
 SAFETY = 0.99

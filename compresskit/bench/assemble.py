@@ -9,12 +9,12 @@ from typing import Any
 
 from compresskit import __version__
 from compresskit.bench.analysis import metrics_of
+from compresskit.bench.blocks import Block
 from compresskit.bench.comparisons import Rules, compare_arms
 from compresskit.bench.journal import Journal
 from compresskit.bench.prepare import Prepared
 from compresskit.bench.record import (
     Arm,
-    Block,
     Comparison,
     Metric,
     ModelInfo,

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compresskit.bench.analysis import disturbed_share, guard_statistics, headline_statistic, log_ratios
-from compresskit.bench.record import Block, Cell, Comparison, Guard, Noise
+from compresskit.bench.blocks import Block
+from compresskit.bench.record import Cell, Comparison, Guard, Noise
 from compresskit.bench.verdict import Evidence, Interval, judge
 from compresskit.numerics.statistics import (
     RESAMPLES,

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from compresskit.bench.analysis import headline_statistic, slices_of
-from compresskit.bench.record import Arm, Block, Cell, Record
+from compresskit.bench.blocks import Block
+from compresskit.bench.record import Arm, Cell, Record
 from compresskit.errors import DataError, UsageError
 from compresskit.numerics.statistics import bootstrap_p, hierarchical_bootstrap, holm, interval
 

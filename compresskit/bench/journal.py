@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from compresskit.bench.record import Block
+from compresskit.bench.blocks import Block
 from compresskit.checkpoint.files import printable
 from compresskit.errors import ResourceError, UsageError
 

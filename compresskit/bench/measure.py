@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 
+from compresskit.bench.blocks import Block, Slice
 from compresskit.bench.comparisons import Rules, half_width
 from compresskit.bench.details import take_details
 from compresskit.bench.environment import throttled
@@ -13,7 +14,6 @@ from compresskit.bench.inputs import Work, folder_of
 from compresskit.bench.journal import Journal
 from compresskit.bench.pool import STARTING, WorkerProcess
 from compresskit.bench.prepare import Prepared, Progress
-from compresskit.bench.record import Block, Slice
 from compresskit.bench.schedule import Slices, block_id, order, plan_slices
 from compresskit.bench.workers import WorkerSet
 from compresskit.checkpoint import faults

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from compresskit.bench.analysis import headline_statistic, slices_of
-from compresskit.bench.record import Block, Cell, Record
+from compresskit.bench.blocks import Block
+from compresskit.bench.record import Cell, Record
 from compresskit.errors import UsageError
 from compresskit.numerics.statistics import RESAMPLES, interval, midmean
 

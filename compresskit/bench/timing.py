@@ -31,7 +31,7 @@ def settle() -> None:
 
 
 class Samples:
-    """Lists as in ``record.Slice``, filled call by call."""
+    """Lists as in ``blocks.Slice``, filled call by call."""
 
     def __init__(self) -> None:
         self.wall_ms: list[float] = []

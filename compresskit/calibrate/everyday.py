@@ -12,7 +12,8 @@ import re
 from functools import lru_cache
 from typing import Literal
 
-from compresskit.calibrate.lexicon import FORMS, MANY, PATTERNS, WORDS
+from compresskit.calibrate.inflection import FORMS, MANY
+from compresskit.calibrate.lexicon import PATTERNS, WORDS
 from compresskit.calibrate.remarks import (
     ASKING,
     DEEDS,

@@ -8,12 +8,13 @@ written for this file; none is taken from a data set.
 from __future__ import annotations
 
 
-def _phrases(text: str) -> tuple[str, ...]:
+def phrases(text: str) -> tuple[str, ...]:
+    """The phrases of a list with commas."""
     return tuple(" ".join(part.split()) for part in text.split(","))
 
 
 WORDS: dict[str, tuple[str, ...]] = {
-    "person": _phrases("""
+    "person": phrases("""
         man, woman, boy, girl, child, baby, teenager, nurse, doctor, teacher, farmer, driver,
         soldier, singer, dancer, painter, waiter, tourist, student, neighbor, cyclist, fisherman,
         carpenter, mechanic, lawyer, judge, journalist, photographer, scientist, engineer, pilot,
@@ -21,30 +22,30 @@ WORDS: dict[str, tuple[str, ...]] = {
         runner, swimmer, goalkeeper, toddler, gentleman, lady, grandmother, stranger, musician,
         writer, actor, hunter, climber, skater, plumber, librarian, surgeon, coach, chef
     """),
-    "name": _phrases("""
+    "name": phrases("""
         Anna, Peter, Maria, John, Sarah, David, Emma, Omar, Li, Priya, Carlos, Fatima, Julia, Tom,
         Nina, Ivan, Grace, Samuel, Hana, Lucas, Chloe, Ahmed, Rosa, Victor, Ella, Yuki, Daniel,
         Ingrid, Paul, Leila, Mr. Brown, Mrs. Green, Dr. Patel, Miss Taylor, Jack, Olga, Diego, Kate,
         Ben, Aisha
     """),
-    "relative": _phrases("""
+    "relative": phrases("""
         my mother, my father, my sister, our neighbor, his brother, her daughter, their son, my
         aunt, your cousin, our teacher, my boss, her husband, his wife, my best friend, the
         landlord, my roommate, her uncle, a colleague, my grandfather, our dentist
     """),
-    "animal": _phrases("""
+    "animal": phrases("""
         dog, cat, horse, cow, bird, rabbit, squirrel, monkey, elephant, tiger, panda, sheep, goat,
         duck, kitten, puppy, frog, turtle, snake, lion, bear, wolf, fox, parrot, owl, whale,
         dolphin, bee, butterfly, hamster, donkey, chicken, pig, deer, crocodile, eagle
     """),
-    "food": _phrases("""
+    "food": phrases("""
         onion, potato, tomato, carrot, apple, banana, orange, lemon, cake, pizza, sandwich, salad,
         soup, pasta, bread, cheese, egg, steak, fish, shrimp, pepper, garlic, cucumber, mushroom,
         cookie, pie, burger, omelette, curry, noodle dish, rice bowl, chocolate bar, ice cream,
         pancake, sausage, bowl of cereal, melon, pumpkin
     """),
-    "drink": _phrases("coffee, tea, milk, orange juice, beer, red wine, lemonade, water, hot chocolate, soda, whisky"),
-    "thing": _phrases("""
+    "drink": phrases("coffee, tea, milk, orange juice, beer, red wine, lemonade, water, hot chocolate, soda, whisky"),
+    "thing": phrases("""
         ball, book, phone, guitar, knife, box, bottle, chair, table, lamp, camera, umbrella, hat,
         coat, shirt, dress, shoe, bag, suitcase, key, mirror, blanket, pillow, candle, ladder,
         hammer, rope, basket, bucket, broom, gun, sword, flag, newspaper, letter, ticket, map, toy,
@@ -52,12 +53,12 @@ WORDS: dict[str, tuple[str, ...]] = {
         pencil, paintbrush, helmet, glove, scarf, jacket, towel, pan, plate, spoon, cup, microphone,
         envelope, parcel, painting, statue, toolbox, fence, sofa, carpet, skateboard
     """),
-    "instrument": _phrases("guitar, piano, violin, flute, drums, trumpet, cello, harp, saxophone, accordion, keyboard"),
-    "vehicle": _phrases("""
+    "instrument": phrases("guitar, piano, violin, flute, drums, trumpet, cello, harp, saxophone, accordion, keyboard"),
+    "vehicle": phrases("""
         car, bus, truck, bicycle, motorcycle, train, boat, taxi, plane, helicopter, tractor, van,
         ship, scooter, ambulance, fire engine, tram, canoe, pickup, police car
     """),
-    "where": _phrases("""
+    "where": phrases("""
         in the kitchen, on the beach, in the park, at the station, on the street, in a field, on the
         roof, in the garden, at the market, in front of a building, by the river, on a bench, in the
         snow, under a tree, at the airport, in a restaurant, on a stage, in the living room, near
@@ -66,124 +67,124 @@ WORDS: dict[str, tuple[str, ...]] = {
         water, on a couch, in the bathroom, next to a wall, outside the shop, at the bus stop, in
         the forest, on the floor, inside the church, in the parking lot, at a wedding
     """),
-    "place": _phrases("""
+    "place": phrases("""
         the museum, the library, the old town, the harbor, the village, the supermarket, the hotel,
         the theater, the bank, the post office, the gym, the castle, the stadium, the farm, the
         pharmacy, the zoo, the town hall, the beach, the bakery, the university, the campsite, the
         cinema, the train station, downtown
     """),
-    "city": _phrases("""
+    "city": phrases("""
         London, Paris, Cairo, Tokyo, Berlin, Lagos, Madrid, Mumbai, Boston, Chicago, Toronto,
         Sydney, Lima, Nairobi, Moscow, Beijing, Istanbul, Rome, Vienna, Athens, Seoul, Jakarta,
         Dublin, Houston, Kiev, Damascus, Manila, Geneva, Oslo, Baghdad
     """),
-    "country": _phrases("""
+    "country": phrases("""
         China, India, Russia, Brazil, Germany, France, Japan, Iran, Egypt, Turkey, Israel, Canada,
         Mexico, Spain, Italy, Ukraine, Syria, Pakistan, South Korea, Australia, Kenya, Nigeria,
         Greece, Poland, Iraq, Afghanistan, Britain, Argentina, Sweden, the United States, the
         Philippines, North Korea
     """),
-    "organization": _phrases("""
+    "organization": phrases("""
         the government, the company, the central bank, the court, the police, the army, the
         hospital, the airline, the union, the opposition, the ministry, the parliament, the city
         council, the university, the bank, the agency, the carmaker, the software maker, the United
         Nations, the committee, the regulator, the phone company, the church, the rebels, the
         security forces, the election commission
     """),
-    "official": _phrases("""
+    "official": phrases("""
         the president, the prime minister, the mayor, the foreign minister, the judge, the senator,
         the spokesman, a senior official, the chief executive, the general, the governor, the
         finance minister, a police officer, the ambassador, the prosecutor, the party leader, the
         pope, the chairman, a witness, analysts
     """),
-    "event": _phrases("""
+    "event": phrases("""
         explosion, earthquake, flood, plane crash, fire, protest, election, strike, shooting,
         bombing, storm, train accident, riot, attack, robbery, landslide, hurricane, summit, trial,
         drought, outbreak, ceasefire, power cut, car accident, kidnapping, hearing
     """),
-    "issue": _phrases("""
+    "issue": phrases("""
         nuclear program, trade deal, budget, tax plan, peace talks, new law, merger, pension reform,
         climate agreement, health care bill, border dispute, gas prices, human rights, gun control,
         the euro crisis, immigration, education, the death penalty, unemployment, corruption, drug
         trafficking, school uniforms, inflation
     """),
-    "goods": _phrases("""
+    "goods": phrases("""
         stocks, oil, gold, shares, sales, profits, prices, exports, the dollar, interest rates,
         revenue, bond yields, the euro, house prices, car sales, consumer spending, the index, net
         income
     """),
-    "quality": _phrases("""
+    "quality": phrases("""
         big, small, old, young, red, blue, green, black, white, brown, yellow, heavy, empty, broken,
         new, wooden, plastic, dirty, clean, cheap, expensive, beautiful, strange, large, tiny, long,
         shiny, colorful, wet, warm, cold, quiet, famous, tall, fat, thin, fresh, sharp, soft, round,
         pretty, modern
     """),
-    "feeling": _phrases("""
+    "feeling": phrases("""
         happy, tired, angry, afraid, bored, excited, lonely, proud, nervous, hungry, surprised,
         worried, jealous, grateful, sad, confused, relieved, ashamed, calm, disappointed, sick, in
         love, curious
     """),
-    "judgment": _phrases("""
+    "judgment": phrases("""
         good, bad, great, terrible, useful, boring, interesting, too long, unfair, wonderful,
         difficult, easy, dangerous, wrong, perfect, stupid, important, funny, overrated,
         disappointing, worth it, a waste of time, better than before, not what I expected, the best
         I have seen, hard to understand
     """),
-    "weather": _phrases("""
+    "weather": phrases("""
         rain, snow, heavy rain, thunder, strong wind, fog, sunshine, hail, a heat wave, frost,
         clouds, a storm, light showers, freezing temperatures, high humidity
     """),
-    "illness": _phrases("""
+    "illness": phrases("""
         headache, cold, fever, sore throat, broken arm, back pain, cough, allergy, stomach ache,
         flu, toothache, rash, sprained ankle, cancer, diabetes, heart disease, depression, high
         blood pressure
     """),
-    "sport": _phrases("""
+    "sport": phrases("""
         football, basketball, tennis, baseball, golf, hockey, chess, cricket, volleyball, rugby,
         boxing, badminton, soccer, poker, table tennis
     """),
-    "subject": _phrases("""
+    "subject": phrases("""
         mathematics, history, biology, physics, music, law, medicine, economics, art, chemistry,
         geography, philosophy, computer science, literature, religion, grammar, photography,
         statistics
     """),
-    "matter": _phrases("""
+    "matter": phrases("""
         cell, atom, planet, star, volcano, river, bacteria, virus, gene, molecule, ocean, magnet,
         comet, glacier, dinosaur, insect, metal, muscle, brain, heart, wave, battery, engine, galaxy
     """),
-    "item": _phrases("""
+    "item": phrases("""
         movie, book, restaurant, game, song, phone, hotel, meal, lesson, website, show, album,
         laptop, recipe, trip, service, concert, novel, play, camera, party, job, idea, plan,
         question, answer
     """),
-    "then": _phrases("""
+    "then": phrases("""
         yesterday, last night, on Monday, two days ago, last week, this morning, in 2003, last
         summer, on Friday afternoon, a year ago, during the war, after dinner, before sunrise, in
         the 1990s, at midnight, on Tuesday, an hour ago, on Christmas Eve
     """),
-    "soon": _phrases("""
+    "soon": phrases("""
         tomorrow, next week, on Sunday, this evening, next year, in a few minutes, after work, in
         March, at noon, before the weekend, by the end of the month, when it stops raining, in ten
         days, tonight
     """),
-    "often": _phrases("every day, on weekends, once a year, in the morning, most of the time, twice a week, sometimes"),
-    "how": _phrases("""
+    "often": phrases("every day, on weekends, once a year, in the morning, most of the time, twice a week, sometimes"),
+    "how": phrases("""
         slowly, quickly, carefully, quietly, loudly, happily, alone, together, very well, badly,
         with a friend, without a word, in silence, for the first time, again, by accident, with both
         hands, in a hurry
     """),
-    "amount": _phrases(
+    "amount": phrases(
         "two, three, four, five, six, seven, eight, nine, ten, twelve, a dozen, 15, 20, 25, 30, 40, 50, 100"
     ),
-    "count": _phrases("a few, several, many, some, two, three, four, five, a group of, a pair of, dozens of, both"),
-    "figure": _phrases("0.5, 1.2, 2, 2.5, 3, 3.8, 4, 5.1, 6, 7.4, 8, 9.6, 10, 12, 17, 20, 24, 30, 45, 60, 75, 90"),
-    "sum": _phrases("""
+    "count": phrases("a few, several, many, some, two, three, four, five, a group of, a pair of, dozens of, both"),
+    "figure": phrases("0.5, 1.2, 2, 2.5, 3, 3.8, 4, 5.1, 6, 7.4, 8, 9.6, 10, 12, 17, 20, 24, 30, 45, 60, 75, 90"),
+    "sum": phrases("""
         $5, $20, $150, $3000, $1 million, $2.5 billion, 40 cents, 300 euros, 25 cents a share,
         $17.95, £80, half a million dollars, $720 million, ten dollars
     """),
-    "color": _phrases("red, blue, green, black, white, brown, yellow, pink, gray, purple, orange, dark blue"),
+    "color": phrases("red, blue, green, black, white, brown, yellow, pink, gray, purple, orange, dark blue"),
     # Verb phrases: the first word is the verb.
-    "act": _phrases("""
+    "act": phrases("""
         walk {where}, run {where}, sit {where}, stand {where}, sleep {where}, dance {where}, wait
         {where}, jump over a {thing}, ride a {animal}, ride a {vehicle}, drive a {vehicle}, play the
         {instrument}, play {sport}, play with a {animal}, read a {thing}, hold a {thing}, carry a
@@ -196,14 +197,14 @@ WORDS: dict[str, tuple[str, ...]] = {
         {thing}, draw a {animal}, fold a {thing}, brush a {animal}, lift a {thing}, tie a rope, ski
         {where}, surf {where}, cry {where}, write a {thing}
     """),
-    "cook": _phrases("""
+    "cook": phrases("""
         slice a {food}, peel a {food}, chop a {food}, fry a {food}, cook a {food}, bake a {food},
         cut a {food}, mix the dough, boil an egg, stir the soup, add {food:many} to a pan, pour oil
         into a pan, season the meat, grate the cheese, taste the sauce, eat a {food}, buy a {food},
         spread butter on bread, squeeze a lemon, mash the potatoes, crack an egg, roll the dough,
         put the {food} in the oven, wash the rice
     """),
-    "do": _phrases("""
+    "do": phrases("""
         visit {place}, go to {place}, leave {place}, find a {thing}, lose a {thing}, buy a {thing},
         sell a {thing}, break a {thing}, forget the {thing}, call {relative}, meet {relative}, help
         {relative}, move to {city}, work in {city}, study {subject}, teach {subject}, clean the
@@ -214,7 +215,7 @@ WORDS: dict[str, tuple[str, ...]] = {
         watch a movie, listen to music, save money, lock the door, sign the contract, cancel the
         order
     """),
-    "announce": _phrases("""
+    "announce": phrases("""
         reject the {issue}, approve the {issue}, discuss the {issue}, defend the {issue}, criticize
         {country}, warn {country}, meet leaders of {country}, visit {city}, sue {organization},
         arrest {amount} people, delay the {issue}, sign the {issue}, cut {amount} thousand jobs,
@@ -375,33 +376,6 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-WORDS["wear"] = _phrases("shirt, dress, hat, jacket, coat, uniform, suit, sweater, helmet, swimsuit")
-WORDS["body"] = _phrases("tail, teeth, eyes, feathers, legs, voice, ears, horns, wings, nose")
-WORDS["stroll"] = _phrases("sleep, run, walk, sit, jump, swim, lie, stand, play, eat, look around, roll, drink, climb")
-
-FORMS: dict[str, tuple[str, str]] = {
-    verb: (past, done)
-    for verb, past, done in (
-        entry.split()
-        for entry in _phrases("""
-        run ran run, sit sat sat, stand stood stood, sleep slept slept, ride rode ridden, drive
-        drove driven, read read read, hold held held, throw threw thrown, cut cut cut, swim swam
-        swum, sing sang sung, shoot shot shot, drink drank drunk, eat ate eaten, fight fought
-        fought, lie lay lain, put put put, take took taken, fall fell fallen, draw drew drawn, write
-        wrote written, spread spread spread, buy bought bought, go went gone, leave left left, find
-        found found, lose lost lost, sell sold sold, break broke broken, forget forgot forgotten,
-        meet met met, teach taught taught, pay paid paid, get got got, lend lent lent, catch caught
-        caught, send sent sent, win won won, feed fed fed, quit quit quit, say said said, tell told
-        told
-    """)
-    )
-}
-MANY = dict(
-    entry.split(" > ")
-    for entry in _phrases("""
-        man > men, woman > women, child > children, person > people, gentleman > gentlemen,
-        fisherman > fishermen, sheep > sheep, fish > fish, shrimp > shrimp, deer > deer, wolf > wolves,
-        bread > slices of bread, cheese > pieces of cheese, pasta > plates of pasta, garlic > cloves of garlic,
-        ice cream > scoops of ice cream, bowl of cereal > bowls of cereal
-    """)
-)
+WORDS["wear"] = phrases("shirt, dress, hat, jacket, coat, uniform, suit, sweater, helmet, swimsuit")
+WORDS["body"] = phrases("tail, teeth, eyes, feathers, legs, voice, ears, horns, wings, nose")
+WORDS["stroll"] = phrases("sleep, run, walk, sit, jump, swim, lie, stand, play, eat, look around, roll, drink, climb")

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from compresskit.bench.record import Block, Cell, Slice
+from compresskit.bench.blocks import Block, Slice
+from compresskit.bench.record import Cell
 from compresskit.bench.schedule import order
 
 CELL = Cell(id="encode/b1/t16/th1", scenario="encode", batch=1, length=16, threads=1)

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from compresskit.bench.analysis import disturbed_share, log_ratios, metrics_of, quantiles
-from compresskit.bench.record import Block, Cell, Slice
+from compresskit.bench.blocks import Block, Slice
+from compresskit.bench.record import Cell
 from tests.bench.fake import CELL, blocks
 
 DECODE = CELL.model_copy(update={"id": "d", "scenario": "decode", "batch": 2, "new_tokens": 4})

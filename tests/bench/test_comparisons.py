@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from compresskit.bench.blocks import Block
 from compresskit.bench.comparisons import Rules, compare_arms, half_width
-from compresskit.bench.record import Block, Comparison, Noise
+from compresskit.bench.record import Comparison, Noise
 from compresskit.numerics.statistics import bootstrap_p, hierarchical_bootstrap, holm, interval, midmean
 from tests.bench.fake import CELL, blocks, shuffled
 

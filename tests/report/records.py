@@ -6,9 +6,9 @@ import random
 import statistics
 from typing import Any
 
+from compresskit.bench.blocks import Block, Slice
 from compresskit.bench.record import (
     Arm,
-    Block,
     Cell,
     Comparison,
     Environment,
@@ -21,7 +21,6 @@ from compresskit.bench.record import (
     Plan,
     Quality,
     Record,
-    Slice,
     Verdict,
     unavailable,
 )

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from compresskit.bench import scale
-from compresskit.bench.record import Block, Cell, NotMeasured, Record, Slice, unavailable
+from compresskit.bench.blocks import Block, Slice
+from compresskit.bench.record import Cell, NotMeasured, Record, unavailable
 from compresskit.report.content import Section
 from compresskit.report.curve_sections import lengths, pr_points
 from compresskit.report.environment import environment, not_measured
