@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from compresskit.bench.operations import operations
-from compresskit.core import anatomy
+from compresskit.bench.operations import attention_paths, operations
 from compresskit.errors import ModelError
 from compresskit.export.graph import accepts
 from compresskit.nn.base import CompressedLayer
@@ -68,7 +67,7 @@ def macs(model: PreTrainedModel, batch: int, tokens: int) -> dict[str, int]:
     if model.config.is_encoder_decoder and accepts(model, "decoder_input_ids"):
         inputs["decoder_input_ids"] = ids
     found = operations(model, inputs)
-    attentions = {part.path for part in anatomy.of(model).attentions}
+    attentions = attention_paths(model)
     effective = sum(found.values())
     dense = effective
     for path, module in model.named_modules():

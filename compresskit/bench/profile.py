@@ -1,4 +1,4 @@
-"""Where a model's bytes, operations and milliseconds are: by table, block, attention, feed-forward network, head."""
+"""Where a model's bytes, operations and milliseconds are: by table, block and what is in it, head."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from compresskit.core.anatomy import Anatomy
 from compresskit.nn.base import CompressedLayer
 
 REPETITIONS = 5
-INNER = ("attention", "ffn")
+INNER = ("attention", "ffn", "experts")
 _WHOLE = ""
 
 
@@ -28,7 +28,7 @@ class Part:
 
     Args:
         path: dotted module path, or what the rest is called.
-        kind: embedding, block, attention, ffn, head, other.
+        kind: embedding, block, attention, ffn, experts, head, other.
         parameters: numbers it holds; shared ones are counted where they come first.
         bytes: what holds them.
         layers: layer kind -> how many.
@@ -82,6 +82,7 @@ def _places(body: Anatomy) -> list[tuple[str, str]]:
         found.append((block.path, "block"))
         found += [(attention.path, "attention") for attention in block.attentions]
         found += [(ffn.path, "ffn") for ffn in block.ffns]
+        found += [(bank.block, "experts") for bank in block.experts]
     return found if body.output_embedding is None else [*found, (body.output_embedding, "head")]
 
 

@@ -12,7 +12,7 @@ from compresskit.report.figure import figure
 from compresskit.report.foreign import number, records, text
 from compresskit.report.numbers import flops_text, held, millions
 
-INNER = ("attention", "ffn")
+INNER = ("attention", "ffn", "experts")
 MOST_ROWS = 26
 MOST_PARTS = 400
 _FIGURES = ("parameters", "bytes", "flops", "milliseconds")
@@ -52,7 +52,7 @@ def _not_negative(value: object) -> float | None:
 
 
 def by_kind(parts: Sequence[Line]) -> list[Line]:
-    """Sums over embeddings, attention, feed-forward networks, the rest of the blocks, heads, other."""
+    """Sums over embeddings, attention, feed-forward networks, experts, the rest of the blocks, heads, other."""
     found = []
     for kind in dict.fromkeys(line.kind for line in parts):
         same = [line for line in parts if line.kind == kind]
@@ -62,7 +62,9 @@ def by_kind(parts: Sequence[Line]) -> list[Line]:
             found.append(Line("rest of the blocks (norms, residuals)", kind, len(same), *sums))
         else:
             found.append(Line(_PLURAL.get(kind, kind), kind, len(same), *(_sum(same, name) for name in _FIGURES)))
-    order = {kind: index for index, kind in enumerate(("embedding", "attention", "ffn", "block", "head", "other"))}
+    order = {
+        kind: index for index, kind in enumerate(("embedding", "attention", "ffn", "experts", "block", "head", "other"))
+    }
     return sorted(found, key=lambda line: order.get(line.kind, len(order)))
 
 

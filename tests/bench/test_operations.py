@@ -8,18 +8,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compresskit.bench.operations import attention_macs, operations
 from compresskit.core import anatomy, surgery
-from compresskit.core.weights import view
+from compresskit.core.weights import matrices, view
 from compresskit.nn.low_rank import LowRankLinear
 from compresskit.pipeline.checks import hooks
 from tests import models
 from tests.contract.conformance import ARCHITECTURES, model_of
+from tests.test_recurrent_models import build
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *models.MORE])
 def test_formulas_agree_with_the_counter_of_torch(name: str) -> None:
     model = model_of(name)
-    # The counter knows matrix products, but not the fused attention of the CPU.
+    # The counter knows matrix products, but not the fused attention of the CPU, nor its fused experts.
     model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
     inputs = models.inputs(name, batch=2, length=16)
     before = hooks(model)
     found = 2 * sum(operations(model, inputs).values())
@@ -53,3 +55,12 @@ def test_replaced_attention_sees_fewer_pairs() -> None:
     assert attention_macs(part, {"kind": "window", "window": 4, "global_tokens": 1}, 64, 64) == 2 * 64 * 10 * width
     assert attention_macs(part, {"kind": "window", "window": 400}, 64, 64) == 2 * 64 * 64 * width
     assert attention_macs(part, {"kind": "linear"}, 64, 64) == 2 * 64 * part.head_dim * width
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_recurrent_cell_counts_what_its_matrices_do_as_layers(cell: str) -> None:
+    model = build(cell)
+    ids = torch.randint(1, 20, (2, 9))
+    found = sum(operations(model, {"input_ids": ids}).values())
+    surgery.open_parts(model, [item.path for item in matrices(model)])
+    assert found == sum(operations(model, {"input_ids": ids}).values()) > 0

@@ -16,10 +16,10 @@ from tests.contract.conformance import ARCHITECTURES, model_of
 def test_parts_sum_up_to_the_model(name: str) -> None:
     model = model_of(name)
     parts = profile(model)
-    outer = [part for part in parts if part.kind not in ("attention", "ffn")]
+    outer = [part for part in parts if part.kind not in INNER]
     assert sum(part.parameters for part in outer) == size_of(model).parameters
     assert sum(part.bytes for part in outer) == size_of(model).bytes
-    assert all(part.parameters > 0 for part in parts if part.kind in ("attention", "ffn"))
+    assert all(part.parameters > 0 for part in parts if part.kind in INNER)
 
 
 def test_times_are_those_of_the_parts() -> None:
@@ -33,7 +33,7 @@ def test_times_are_those_of_the_parts() -> None:
     assert hooks(model) == before
 
 
-@pytest.mark.parametrize("name", ["bert", "albert", "t5", "gpt2"])
+@pytest.mark.parametrize("name", ["bert", "albert", "t5", "gpt2", "mixtral"])
 def test_operations_of_the_parts_sum_up_to_those_of_the_model(name: str) -> None:
     model, inputs = model_of(name), models.inputs(name, batch=2, length=16)
     parts = profile(model, inputs, timed=False)
