@@ -17,7 +17,7 @@ SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55)
 """Shares of the full range that are tried: a clipped outlier may cost less than a coarse grid."""
 
 REFITS = 2
-_ROWS = 1024
+_ROWS = 256
 _SMALLEST_HALF = 6.2e-5
 _LARGEST_HALF = 6.5e4
 
@@ -89,13 +89,14 @@ def quantize(
     wide = weight.detach().float().contiguous()
     parts = wide.reshape(1, 1, -1) if whole else grouped(wide, group)
     heavy = None if importance is None else _by_group(importance.float(), parts, weight.shape)
-    found = []
+    codes = torch.empty_like(parts, dtype=torch.uint8)
+    scale, zero = (parts.new_empty((*parts.shape[:2], 1)) for _ in range(2))
     for start in range(0, parts.shape[0], _ROWS):
         own = heavy if heavy is None or heavy.shape[0] == 1 else heavy[start : start + _ROWS]
-        found.append(_fit(parts[start : start + _ROWS], bits, symmetric, search, own, scale_dtype))
-    codes, scale, zero = (torch.cat([each[index] for each in found]) for index in range(3))
+        rows = slice(start, start + _ROWS)
+        codes[rows], scale[rows], zero[rows] = _fit(parts[rows], bits, symmetric, search, own, scale_dtype)
     stored = None if symmetric else zero.squeeze(-1).to(torch.uint8)
-    return Codes(codes.reshape(weight.shape).to(torch.uint8), scale.squeeze(-1).to(scale_dtype), stored, bits)
+    return Codes(codes.reshape(weight.shape), scale.squeeze(-1).to(scale_dtype), stored, bits)
 
 
 def _by_group(importance: Tensor, parts: Tensor, shape: torch.Size) -> Tensor:
