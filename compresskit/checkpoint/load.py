@@ -85,6 +85,8 @@ class LayoutLoader(HfQuantizer):
     """Rebuilds the compressed modules before loading; writes the layout, ties and guard when saving."""
 
     quantization_config: CompressedConfig
+    described: CompressedConfig | None = None
+    """What ``describe`` gives, while a save goes on that has just asked."""
 
     def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Called before the model's type is settled. A replaced attention stays, whatever the user asked for."""
@@ -127,7 +129,7 @@ class LayoutLoader(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Called first by ``save_pretrained``: what to write, for the model as it now is."""
-        settings = describe(model)
+        settings = self.described or describe(model)
         if settings is None:
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from compresskit.checkpoint.files import printable
-from compresskit.checkpoint.load import attach
+from compresskit.checkpoint.load import LayoutLoader, attach
 from compresskit.checkpoint.locate import Location
 from compresskit.checkpoint.quiet import quiet_transformers
 from compresskit.checkpoint.source import Source
@@ -46,9 +46,25 @@ def write_model(model: PreTrainedModel, folder: Path, max_shard_size: str) -> bo
     refuse_absent_values(model)
     refuse_non_finite(model, type(model).__name__)
     with quiet_transformers():
-        native = attach(model) is None
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-    return native
+        return save_described(model, folder, max_shard_size=max_shard_size)
+
+
+def save_described(model: PreTrainedModel, folder: Path, **options: Any) -> bool:
+    """``attach``, and ``save_pretrained`` by that very layout; whether the result is a stock checkpoint.
+
+    Raises:
+        ModelError: CK-L010 to CK-L021, no layout.
+    """
+    if attach(model) is None:
+        model.save_pretrained(folder, **options)
+        return True
+    loader = cast(LayoutLoader, model.hf_quantizer)
+    loader.described = loader.quantization_config
+    try:
+        model.save_pretrained(folder, **options)
+    finally:
+        loader.described = None
+    return False
 
 
 def read_back(model: PreTrainedModel, folder: Path) -> Source:

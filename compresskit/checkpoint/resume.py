@@ -29,8 +29,9 @@ from transformers.trainer_callback import ExportableState
 
 from compresskit.checkpoint import manifest
 from compresskit.checkpoint.layout import read_layout
-from compresskit.checkpoint.load import attach, load_model
+from compresskit.checkpoint.load import load_model
 from compresskit.checkpoint.plainstate import read_state, write_state
+from compresskit.checkpoint.readback import save_described
 from compresskit.checkpoint.swap import commit, recover, staging_folder, sync_tree
 from compresskit.core import processes
 from compresskit.errors import ModelError, SecurityError, UsageError
@@ -122,8 +123,7 @@ class ResumableTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         model = self._plain_model()
-        attach(model)
-        model.save_pretrained(folder)
+        save_described(model, folder)
         processor = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if processor is not None:
             processor.save_pretrained(folder)

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     name = signal.Signals(stopped[0]).name
-    fix = "`apply --resume` goes on after the last finished step" if _verb(words) in _RESUMABLE else ""
+    fix = "`apply --resume` goes on after the last finished step, if there is one" if _verb(words) in _RESUMABLE else ""
     return _fail(InterruptedRun("CK-U006", f"stopped by {name}", fix=fix), json=json)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModel, PreTrainedModel
 
-from compresskit.checkpoint import manifest
+from compresskit.checkpoint import load, manifest
 from compresskit.checkpoint.save import add_files, publish_folder, save_checkpoint, verify
 from compresskit.checkpoint.source import open_source
 from compresskit.errors import CompressKitError, ModelError, UsageError
@@ -234,6 +234,27 @@ def test_verify_finds_every_change(saved: Path, damage: Callable[[Path], Any]) -
 def test_a_model_card_that_people_edit_is_no_reason_not_to_load(saved: Path) -> None:
     (saved / "README.md").write_text("# Edited on the Hub\n")
     open_source(saved).load_model()
+
+
+def test_the_layout_is_read_once_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, original = [], load.describe
+
+    def counted(model: PreTrainedModel) -> load.CompressedConfig | None:
+        asked.append(model)
+        return original(model)
+
+    monkeypatch.setattr(load, "describe", counted)
+    model = models.tiny("bert")
+    replace_all(model, ToyInt8.of, every=2)
+    save_checkpoint(model, tmp_path / "one")
+    assert len(asked) == 1
+    first = model.config.quantization_config.layout
+    replace_all(model, ToyInt8.of)
+    save_checkpoint(model, tmp_path / "two")
+    assert len(asked) == 2
+    assert len(first) < len(load.load_model(tmp_path / "two").config.quantization_config.layout)
+    model.save_pretrained(tmp_path / "three")
+    assert len(asked) == 3, "without save_checkpoint transformers' own save reads it"
 
 
 def test_saving_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
