@@ -197,9 +197,12 @@ def _forget_stock_ties(model: PreTrainedModel) -> None:
 def _are_one(model: nn.Module, name: str, other: str) -> bool:
     """Whether both names are there, and name one parameter."""
     try:
-        return model.get_parameter(name) is model.get_parameter(other)
+        (first, one), (second, two) = _parent(model, name), _parent(model, other)
     except AttributeError:
         return False
+    # By the tables: as an attribute, the weight of a layer of codes is computed whole.
+    found = first._parameters.get(one)
+    return found is not None and found is second._parameters.get(two)
 
 
 def share_parameters(model: nn.Module, source: str, target: str) -> None:
