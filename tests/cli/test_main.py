@@ -190,11 +190,10 @@ def sleeper():
             time.sleep(60)
         print("cleaned", flush=True)
 
-module = ModuleType("compresskit.cli.sleeper")
-module.sleeper = sleeper
+module = ModuleType("compresskit.cli.apply")  # a verb that can be resumed
+module.apply = sleeper
 sys.modules[module.__name__] = module
-front.VERBS["sleeper"] = "Sleep."
-sys.exit(front.main(["sleeper"]))
+sys.exit(front.main(["apply"]))
 """
 
 
