@@ -13,7 +13,7 @@ import argparse
 import json
 import random
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -80,16 +80,19 @@ def _labelled(rows: list[tuple[str, int]], tokenizer: Any, model: PreTrainedMode
     return Labelled(encoded, labels, lambda items: collate(items, fill), lambda row: len(row["input_ids"]))
 
 
-def run(data: Path, work: Path, seed: int, rows: int, epochs: int, teacher: FitOptions, encoder: str) -> dict[str, Any]:
+def run(given: argparse.Namespace, seed: int) -> dict[str, Any]:
     """One seed: both models' accuracy, the change in pairs, and the times."""
+    data, work, rows, epochs = given.data, given.work, given.rows, given.epochs
+    options = FitOptions(epochs=given.teacher_epochs, lr=5e-5, batch=32, seed=seed)
+    size = {"layers": 1, "hidden": given.hidden, "pooling": given.pooling}
     started = time.perf_counter()
     train, dev = sentences(data, rows, seed)
     folders = {name: work / f"{name}-{rows}-{seed}" for name in ("teacher", "start", "student")}
     if not (folders["teacher"] / "model.safetensors").exists():
-        train_teacher(open_source(encoder).path, folders["teacher"], train, dev, replace(teacher, seed=seed))
+        train_teacher(open_source(given.encoder).path, folders["teacher"], train, dev, options)
     master = load_model(folders["teacher"])
     tokenizer = AutoTokenizer.from_pretrained(folders["teacher"], local_files_only=True)
-    RecurrentForSequenceClassification.of_teacher(master, seed, layers=1, hidden=256).save_pretrained(folders["start"])
+    RecurrentForSequenceClassification.of_teacher(master, seed, **size).save_pretrained(folders["start"])
     tokenizer.save_pretrained(folders["start"])
     texts = work / f"texts-{rows}-{seed}.txt"
     texts.write_text("".join(f"{text}\n" for text, _ in train), encoding="utf-8")
@@ -114,7 +117,8 @@ def run(data: Path, work: Path, seed: int, rows: int, epochs: int, teacher: FitO
         "time": times,
         "rows": rows,
         "epochs": epochs,
-        "settings": asdict(teacher),
+        "size": size,
+        "settings": asdict(options),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -125,6 +129,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000, help="to train on; all by default")
     parser.add_argument("--epochs", type=int, default=5, help="of the student")
     parser.add_argument("--teacher-epochs", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=128, help="numbers in the state of each direction")
+    parser.add_argument("--pooling", choices=("last", "mean", "max"), default="max")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--encoder", default=ENCODER)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -133,9 +139,8 @@ def main() -> None:
     torch.set_num_threads(1)
     given.work.mkdir(parents=True, exist_ok=True)
     content = load(given.output)
-    options = FitOptions(epochs=given.teacher_epochs, lr=5e-5, batch=32)
     for seed in given.seeds:
-        found = run(given.data, given.work, seed, given.rows, given.epochs, options, given.encoder)
+        found = run(given, seed)
         content["cells"][f"{given.rows}/{seed}"] = found
         store(given.output, content)
         print(json.dumps(found), flush=True)

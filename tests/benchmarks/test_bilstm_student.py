@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import bilstm_student
 from benchmarks.bilstm_student import run, sentences
-from compresskit.train.labelled import FitOptions
 from tests import models
 
 
@@ -30,6 +30,9 @@ def test_from_sentences_to_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not {text for text, _ in chosen} & {text for text, _ in held_out}
     assert all("DOG" not in text for text, _ in chosen + held_out)
     encoder = models.write_checkpoint(models.tiny("bert"), tmp_path / "encoder")
-    found = run(tmp_path, tmp_path, 1, 16, 1, FitOptions(epochs=1, batch=8), str(encoder))
+    given = Namespace(data=tmp_path, work=tmp_path, rows=16, epochs=1, teacher_epochs=1, encoder=str(encoder))
+    given.hidden, given.pooling = 8, "max"
+    found = run(given, 1)
+    assert found["size"] == {"layers": 1, "hidden": 8, "pooling": "max"}
     assert 0 <= found["student"] <= 100
     assert set(found["time"]) == {"1x16", "1x128", "8x64"}
