@@ -1,10 +1,12 @@
-"""Options that several verbs share, with one wording each."""
+"""Options that several verbs share, with one wording each, and lists with commas."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
+
+from compresskit.errors import UsageError
 
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="a folder, a hub id, or pkg:NAME for an installed model package")
@@ -24,3 +26,20 @@ LowMemory = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object, last on stdout")]
+
+
+def words(text: str | None) -> list[str]:
+    """The words of a list with commas."""
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def numbers(name: str, text: str) -> tuple[int, ...]:
+    """The numbers of a list with commas, each once.
+
+    Raises:
+        UsageError: CK-B017.
+    """
+    found = words(text)
+    if not found or not all(word.isascii() and word.isdigit() for word in found):
+        raise UsageError("CK-B017", f"{name} {text!r:.60} is no list of numbers", fix=f"such as {name} 1,2")
+    return tuple(dict.fromkeys(int(word) for word in found))

@@ -86,11 +86,11 @@ def run(
         profile=profile,
         device=device,
         dtype=dtype,
-        threads=numbers("--threads", threads),
-        scenarios=tuple(words(scenario)),  # type: ignore[arg-type]
+        threads=option.numbers("--threads", threads),
+        scenarios=tuple(option.words(scenario)),  # type: ignore[arg-type]
         engine=engine,
-        batches=numbers("--batch", batch),
-        lengths=numbers("--length", length) if length else (),
+        batches=option.numbers("--batch", batch),
+        lengths=option.numbers("--length", length) if length else (),
         new_tokens=new_tokens,
         seed=seed,
         delta=delta,
@@ -109,20 +109,3 @@ def run(
     content = record.to_dict()
     content.pop("blocks")  # they are in the file
     out.result(content, record_view(record, where=str(output or "")))
-
-
-def words(text: str | None) -> list[str]:
-    """The words of a list with commas."""
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
-
-
-def numbers(name: str, text: str) -> tuple[int, ...]:
-    """The numbers of a list with commas, each once.
-
-    Raises:
-        UsageError: CK-B017.
-    """
-    found = words(text)
-    if not found or not all(word.isascii() and word.isdigit() for word in found):
-        raise UsageError("CK-B017", f"{name} {text!r:.60} is no list of numbers", fix=f"such as {name} 1,2")
-    return tuple(dict.fromkeys(int(word) for word in found))

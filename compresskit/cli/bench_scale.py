@@ -31,7 +31,6 @@ def bench_scale(
     from compresskit.bench import scale
     from compresskit.bench.options import BenchOptions
     from compresskit.bench.run import run
-    from compresskit.cli.bench import numbers, words
 
     if plot is not None:
         scale.check_plot(plot)
@@ -41,9 +40,9 @@ def bench_scale(
         engine=engine,
         device=device,
         threads=(threads,),
-        scenarios=tuple(words(scenario)),  # type: ignore[arg-type]
-        lengths=numbers("--length", length),
-        batches=numbers("--batch", batch),
+        scenarios=tuple(option.words(scenario)),  # type: ignore[arg-type]
+        lengths=option.numbers("--length", length),
+        batches=option.numbers("--batch", batch),
         seed=seed,
         control=False,
         onnx=False,
