@@ -31,8 +31,7 @@ from compresskit.bench import quality
 from compresskit.calibrate.sources import read_records
 from compresskit.checkpoint.load import load_model
 from compresskit.checkpoint.source import open_source
-from compresskit.pipeline import Options, apply
-from compresskit.pipeline.run import Listener
+from compresskit.pipeline import Listener, Options, apply
 from compresskit.recipe import Recipe
 from compresskit.recipe.schema import Calibration
 from compresskit.suite.arms import Arms

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from compresskit.pipeline.inspection import Inspection, inspect
+from compresskit.pipeline.options import Listener, Options
 from compresskit.pipeline.plan import Plan, load_plan, save_plan
 from compresskit.pipeline.result import Result
-from compresskit.pipeline.run import Listener, Options, apply, plan
+from compresskit.pipeline.run import apply, plan
 from compresskit.pipeline.verification import Verification, verify
 
 __all__ = [

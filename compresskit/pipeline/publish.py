@@ -21,6 +21,7 @@ from compresskit.export import export_onnx
 from compresskit.export.trace import check_profile
 from compresskit.pipeline import gates
 from compresskit.pipeline.data import RunData
+from compresskit.pipeline.options import Options
 from compresskit.pipeline.profiles import AUTO, export_best
 from compresskit.pipeline.quality import measure_quality
 from compresskit.pipeline.result import Result
@@ -40,7 +41,7 @@ def publish(
     output: Path,
     data: RunData,
     reference: Reference,
-    options: Any,
+    options: Options,
     started: float,
 ) -> None:
     """Make ``output`` and prove it. A missed gate leaves ``output`` untouched and the effort in ``OUT.rejected``."""

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from compresskit.errors import UsageError
 from compresskit.pipeline.data import RunData, prepare
 from compresskit.pipeline.gates import refuse_unmeasurable
 from compresskit.pipeline.ledger import size_of
+from compresskit.pipeline.options import Listener, Options
 from compresskit.pipeline.plan import Plan, data_files, make_plan, recipe_hash, require_same
 from compresskit.pipeline.publish import domain_warnings, publish
 from compresskit.pipeline.result import Result
@@ -42,36 +42,6 @@ from compresskit.recipe import Recipe
 from compresskit.tasks.fidelity import Reference
 
 DISK_MARGIN = 1.2
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run, as opposed to what: none of it changes the result of a finished run, but for seed and device.
-
-    With ``low_memory`` one block of the model is in memory at a time. The weights are those of any other run; the
-    result isn't run, and methods that look at more than one block are refused.
-    """
-
-    overwrite: bool = False
-    resume: bool = False
-    strict: bool = False
-    max_drop: float | None = None
-    device: str = "cpu"
-    dtype: str | None = None
-    threads: int | None = None
-    seed: int = 0
-    revision: str | None = None
-    trust_remote_code: bool = False
-    low_memory: bool = False
-
-
-@dataclass(frozen=True)
-class Listener:
-    """Who is told about a run while it goes on."""
-
-    plan: Callable[[Plan], None] = lambda plan: None
-    progress: Callable[[float, str], None] = lambda share, what: None
-    step: Callable[[dict[str, Any]], None] = lambda row: None
 
 
 def plan(model: str | Path | None, recipe: Any, *, options: Options | None = None) -> Plan:

@@ -32,6 +32,7 @@ from compresskit.errors import RecipeError
 from compresskit.pipeline import checks, gates
 from compresskit.pipeline.data import calibration
 from compresskit.pipeline.ledger import StepRecord, size_of
+from compresskit.pipeline.options import Listener, Options
 from compresskit.pipeline.plan import Plan, make_plan, require_same, resolutions, step_label
 from compresskit.pipeline.publish import hand_over
 from compresskit.pipeline.result import Result
@@ -43,7 +44,7 @@ MEASURED = frozenset({"size", "parameters"})
 """What gates may ask of a run that never has the whole model."""
 
 
-def refuse_whole(recipe: Recipe, source: Source, options: Any) -> None:
+def refuse_whole(recipe: Recipe, source: Source, options: Options) -> None:
     """Say what of the run needs the whole model in memory.
 
     Raises:
@@ -70,7 +71,7 @@ def refuse_whole(recipe: Recipe, source: Source, options: Any) -> None:
         raise _needs_all(reasons)
 
 
-def plan_streamed(recipe: Recipe, source: Source, options: Any) -> Plan:
+def plan_streamed(recipe: Recipe, source: Source, options: Options) -> Plan:
     """What ``apply_streamed`` would do."""
     refuse_whole(recipe, source, options)
     model = StreamedModel(source, options.dtype).model
@@ -119,7 +120,7 @@ def _needs_all(reasons: Sequence[str]) -> RecipeError:
 
 
 def apply_streamed(
-    recipe: Recipe, source: Source, output: Path, options: Any, listener: Any, expected: Plan | None
+    recipe: Recipe, source: Source, output: Path, options: Options, listener: Listener, expected: Plan | None
 ) -> Result:
     """Run ``recipe`` part by part, and publish the checkpoint ``output``; the result has no live model.
 
@@ -153,8 +154,8 @@ class _StreamedRun:
     recipe: Recipe
     source: Source
     streamed: StreamedModel
-    options: Any
-    listener: Any
+    options: Options
+    listener: Listener
     found: list[Resolution] = field(default_factory=list)
     walks: dict[int, BlockCalibration] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
