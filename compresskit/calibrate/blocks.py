@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.forward import PostHook, PreHook, evaluating, hidden_of, hooked, run, stop_here
+from compresskit.checkpoint.memory import give_back_freed
 from compresskit.core import anatomy
 from compresskit.core.context import Batch
 from compresskit.errors import InternalError, ModelError
@@ -128,10 +129,11 @@ class BlockCalibration(Sequence[Batch]):
         missing = [path for path in needed if path not in self._stored]
         if missing:
             fresh: dict[str, list[Any]] = {path: [] for path in missing}
-            hooks: dict[str, PostHook] = {
-                path: _keeper(fresh[path], self._scratch, stop=path == missing[-1]) for path in missing
-            }
             spent = [outputs for path, outputs in self._stored.items() if path not in needed]
+            memory = spent[0] if len(spent) == len(missing) == 1 else []
+            hooks: dict[str, PostHook] = {
+                path: _keeper(fresh[path], self._scratch, stop=path == missing[-1], memory=memory) for path in missing
+            }
             try:
                 with evaluating(model), torch.no_grad(), self._skipping(model) as place, hooked(model, after=hooks):
                     for index, batch in enumerate(self._batches):
@@ -143,6 +145,7 @@ class BlockCalibration(Sequence[Batch]):
                 self._forget()
                 raise
             self._stored.update(fresh)
+            give_back_freed()
         own = target.rpartition(".")[0]
         for path in list(self._stored):
             if path not in needed:
@@ -236,29 +239,44 @@ def _not_by_parts(path: str, why: str) -> ModelError:
     )
 
 
-def _keeper(outputs: list[Any], scratch: Path | None, *, stop: bool) -> PostHook:
+def _keeper(outputs: list[Any], scratch: Path | None, *, stop: bool, memory: Sequence[Any] = ()) -> PostHook:
+    """Append what a module gives to ``outputs``; ``memory`` is what of each batch isn't needed any more.
+
+    It is written over. Memory that is given back and taken again lies in pieces after some blocks.
+    """
+
     def keep(_module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
-        outputs.append(output if scratch is None else _mapped(output, scratch))
+        outputs.append(_kept(output, memory[len(outputs)] if memory else None, scratch))
         if stop:
             stop_here()
 
     return keep
 
 
-def _mapped(output: Any, scratch: Path) -> Any:
-    """``output`` with its tensors in mapped files: the system may write them out and forget them, as memory needs it.
+def _kept(output: Any, memory: Any, scratch: Path | None) -> Any:
+    """``output`` with its tensors in ``memory`` where they fit, and else as they are, or in mapped files.
 
-    A file has no name any more when this returns, and goes with its tensor.
+    The system may write mapped files out and forget them, as memory needs it. A file has no name any more when this
+    returns, and goes with its tensor.
     """
     if isinstance(output, tuple):
-        return tuple(_mapped(part, scratch) for part in output)
+        parts = memory if isinstance(memory, tuple) and len(memory) == len(output) else [None] * len(output)
+        return tuple(_kept(part, place, scratch) for part, place in zip(output, parts, strict=True))
     if not isinstance(output, Tensor) or output.numel() == 0:
+        return output
+    if isinstance(memory, Tensor) and _alike(output, memory):
+        return memory.copy_(output)
+    if scratch is None:
         return output
     with tempfile.NamedTemporaryFile(dir=scratch) as file:
         # Reserved now: a disk that is full when a mapped page is written ends the process.
         os.posix_fallocate(file.fileno(), 0, output.nbytes)
         kept = torch.from_file(file.name, shared=True, size=output.numel(), dtype=output.dtype)
     return kept.copy_(output.reshape(-1)).reshape(output.shape)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
 
 
 def _without_biases(output: Any) -> Any:

@@ -111,11 +111,12 @@ class Moments:
                 panel = slice(start, start + _PANEL)
                 self.gram[panel, start:] += (rows[:, panel].T @ rows[:, start:]).double().cpu()
                 self.gram[start + _PANEL :, panel] = self.gram[panel, start + _PANEL :].T
-        magnitude = rows.abs()
-        self.total += rows.sum(0, dtype=torch.float64).cpu()
-        self.square_sum += rows.square().sum(0, dtype=torch.float64).cpu()
-        self.abs_sum += magnitude.sum(0, dtype=torch.float64).cpu()
-        self.abs_max = torch.maximum(self.abs_max, magnitude.amax(0).double().cpu())
+        for piece in rows.split(_PANEL):  # a sum in float64 copies what it sums
+            magnitude = piece.abs()
+            self.total += piece.sum(0, dtype=torch.float64).cpu()
+            self.square_sum += piece.square().sum(0, dtype=torch.float64).cpu()
+            self.abs_sum += magnitude.sum(0, dtype=torch.float64).cpu()
+            self.abs_max = torch.maximum(self.abs_max, magnitude.amax(0).double().cpu())
         self.count += rows.shape[0]
 
 
@@ -141,8 +142,9 @@ class _Recorder:
             if path in self.followed:
                 raise _unsteady(path)
             self.recent = (path, source)
-            moments = self.own.setdefault(path, Moments.empty(source.shape[-1], gram=self.gram))
-            moments.add(self.attended.rows(path, source, self.batch))
+            if path not in self.own:
+                self.own[path] = Moments.empty(source.shape[-1], gram=self.gram)
+            self.own[path].add(self.attended.rows(path, source, self.batch))
 
         return record
 

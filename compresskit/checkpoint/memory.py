@@ -1,6 +1,8 @@
-"""How a model's tensors lie in memory, which decides the last bits of what it computes."""
+"""How a model's tensors lie in memory, which decides the last bits of what it computes; and memory that is free."""
 
 from __future__ import annotations
+
+import ctypes
 
 from torch import Tensor, nn
 
@@ -30,3 +32,10 @@ def _in_order(tensor: Tensor) -> bool:
 def _moved(tensor: Tensor) -> Tensor:
     ordered = tensor.contiguous()
     return ordered if ordered is not tensor and _in_order(ordered) else ordered.clone()
+
+
+def give_back_freed() -> None:
+    """Have the C library return freed memory to the system, where it can: by itself it keeps more with every part."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -6,7 +6,6 @@ change it, and leaves with nothing of it in memory: the model keeps its structur
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.checkpoint.files import open_regular, printable
+from compresskit.checkpoint.memory import give_back_freed
 from compresskit.checkpoint.quiet import quiet_transformers
 from compresskit.checkpoint.safetensors_header import TensorInfo, damaged, read_header
 from compresskit.checkpoint.skeleton import loader_dtypes, tie_groups
@@ -183,7 +183,7 @@ class StreamedModel:
             yield
         finally:
             release(self.model, self._computed)
-            _give_back()
+            give_back_freed()
 
     def _fill(self, group: frozenset[str]) -> None:
         stored = sorted(group & self._files.keys())
@@ -203,13 +203,6 @@ class StreamedModel:
         for name in group:
             owner, _, last = name.rpartition(".")
             _put(self.model.get_submodule(owner), last, new)
-
-
-def _give_back() -> None:
-    """Have the C library return freed memory to the system, where it can: by itself it keeps more with every part."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _saved_type(source: Source) -> torch.dtype | str:

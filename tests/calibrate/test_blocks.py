@@ -76,6 +76,17 @@ def test_hidden_states_are_kept_of_one_block_only() -> None:
     assert len(walk._stored) == 1
 
 
+def test_hidden_states_of_a_block_take_the_memory_of_those_before() -> None:
+    model = models.tiny("gpt2")
+    walk = BlockCalibration(random_batches(model))
+    places = []
+    for path in ("h.1", "h.2"):
+        walk.enter(model, path)
+        places.append([outputs.data_ptr() for outputs in next(iter(walk._stored.values()))])
+    assert len(set(places[0])) == len(walk)
+    assert places[1] == places[0]
+
+
 def test_a_failed_pass_leaves_no_half_of_it() -> None:
     model = models.tiny("gpt2")
     batches = random_batches(model)
