@@ -12,7 +12,7 @@ import hashlib
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from compresskit.calibrate.outputs import outputs_of
 from compresskit.checkpoint.plainstate import read_state, write_state
 from compresskit.core import processes
 from compresskit.errors import DataError
@@ -31,7 +32,14 @@ from compresskit.train.order import BatchOrder
 from compresskit.train.policies import Fixed, Policy
 from compresskit.train.positions import Positions
 from compresskit.train.teacher_cache import model_digest
-from compresskit.train.trainer import StudentTrainer, in_bfloat16, kept_config, kept_randomness, training_arguments
+from compresskit.train.trainer import (
+    StudentTrainer,
+    in_bfloat16,
+    in_float32,
+    kept_config,
+    kept_randomness,
+    training_arguments,
+)
 
 Collate = Callable[[Sequence[Any]], dict[str, Tensor]]
 _CHUNK = 16
@@ -127,8 +135,9 @@ def fit(
     with tempfile.TemporaryDirectory(prefix="compresskit-") as own, kept_randomness(), kept_config(model):
         processes.synchronise(model)
         place = Path(own) if folder is None else folder / f"labelled-{_digest(model, data, options, targets, rule)}"
-        run = _Run(model, data, options, targets, rule, score, progress, place, saved=folder is not None)
-        run.train(warn or _silent)
+        with in_float32(model, {item.dtype for item in model.parameters() if item.requires_grad}):
+            run = _Run(model, data, options, targets, rule, score, progress, place, saved=folder is not None)
+            run.train(warn or _silent)
     if folder is not None:
         processes.lead(lambda: shutil.rmtree(place, ignore_errors=True))
     for parameter in model.parameters():
@@ -190,18 +199,16 @@ class _Run:
         self.scores: list[float] = []
         self.best = 0
         self.kept: dict[str, Tensor] = {}
-        self.total, self.seen, self.step = 0.0, 0, 0
+        self.total, self.seen, self.step = 0.0, 0.0, 0
+        self.part: list[float] = [0.0, 0]  # of the step that is under way
 
     def train(self, warn: Callable[[str], None]) -> None:
         """Train to the end, and take the best weights."""
-        options = self.options
         trainer = _LabelledTrainer(self)
 
         def notice(step: int) -> None:
             warn(f"training goes on from step {step}, where it was interrupted")
 
-        # Each process blurs by its own dropout.
-        torch.manual_seed(options.seed + processes.index())
         trainer.go(self.folder, notice)
         if self.kept:
             self.model.load_state_dict(self.kept)
@@ -224,8 +231,8 @@ class _Run:
             loss = dynamic_loss(
                 ours, theirs, labels, *temperatures, options.alpha, squared=options.squared, whole=logits
             )
-        self.total += float(loss.detach()) * len(numbers)
-        self.seen += len(numbers)
+        self.part[0] += float(loss.detach()) * len(numbers)
+        self.part[1] += len(numbers)
         return loss
 
     def observe(self, loss: float) -> None:
@@ -237,12 +244,15 @@ class _Run:
             )
         self.step += 1
         processes.average(self.learned())
+        if self.rule is not None:
+            self.rule.advance()
+        total, seen = processes.mean(torch.tensor(self.part, dtype=torch.float64)).tolist()
+        self.total, self.seen, self.part = self.total + total, self.seen + seen, [0.0, 0]
 
     def finish_epoch(self) -> bool:
         """Note an epoch, and keep its weights if they are the best; whether it was the last one."""
-        total, seen = processes.mean(torch.tensor([self.total, self.seen], dtype=torch.float64)).tolist()
-        self.losses.append(total / seen)
-        self.total, self.seen = 0.0, 0
+        self.losses.append(self.total / self.seen)
+        self.total, self.seen = 0.0, 0.0
         epoch, last = len(self.losses) - 1, self.options.epochs - 1
         if self.score is not None:
             self.model.eval()
@@ -266,17 +276,16 @@ class _Run:
             "best": self.best,
             "kept": self.kept,
             "sums": [self.total, self.seen, self.step],
-            "learned": [[item.detach(), item.grad] for item in self.learned()],
+            "learned": [item.detach() for item in self.learned()],
         }
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go back to a ``state``."""
         self.losses, self.scores, self.best, self.kept = (state[name] for name in ("losses", "scores", "best", "kept"))
         self.total, self.seen, self.step = state["sums"]
-        for item, (value, gradient) in zip(self.learned(), state["learned"], strict=True):
-            with torch.no_grad():
+        with torch.no_grad():
+            for item, value in zip(self.learned(), state["learned"], strict=True):
                 item.copy_(value)
-            item.grad = gradient
 
     def learned(self) -> list[Tensor]:
         """What the rule of the temperatures learns."""
@@ -370,17 +379,21 @@ def orders(data: Labelled, batch: int, generator: torch.Generator) -> Iterator[T
         yield batches[index]
 
 
-def logits_of(model: nn.Module, rows: Sequence[Any], collate: Collate, batch: int = 256) -> Tensor:
-    """Logits of all rows in their order, (N, C) float32, in evaluation mode."""
+def _tokens(row: Any) -> int:
+    """Tokens of an encoded sentence, or of a text."""
+    return len(row["input_ids"] if isinstance(row, Mapping) else row.ids)
+
+
+def logits_of(model: PreTrainedModel, rows: Sequence[Any], collate: Collate, batch: int = 256) -> Tensor:
+    """Logits of all rows in their order, (N, C) float32 on the CPU, in evaluation mode."""
     model.eval()
-    order = sorted(range(len(rows)), key=lambda number: len(getattr(rows[number], "ids", ())))
+    order = sorted(range(len(rows)), key=lambda number: _tokens(rows[number]))
     found: Tensor | None = None
-    with torch.no_grad():
-        for start in range(0, len(order), batch):
-            numbers = order[start : start + batch]
-            logits = model(**collate([rows[number] for number in numbers])).logits.float()
-            found = logits.new_empty(len(rows), logits.shape[1]) if found is None else found
-            found[torch.tensor(numbers)] = logits
+    for start in range(0, len(order), batch):
+        numbers = order[start : start + batch]
+        logits = outputs_of(model, collate([rows[number] for number in numbers])).float().cpu()
+        found = logits.new_empty(len(rows), logits.shape[1]) if found is None else found
+        found[torch.tensor(numbers)] = logits
     if found is None:
         raise DataError("CK-D003", "there is no row", fix="give a file with examples")
     return found

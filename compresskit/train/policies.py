@@ -33,7 +33,11 @@ class Policy(Protocol):
         ...
 
     def learned(self) -> list[Tensor]:
-        """What it learns, each with the gradient that it waits with until the next call."""
+        """What it learns."""
+        ...
+
+    def advance(self) -> None:
+        """Take a step by the gradients of what it learns."""
         ...
 
 
@@ -42,6 +46,9 @@ class _Unlearned:
 
     def learned(self) -> list[Tensor]:
         return []
+
+    def advance(self) -> None:
+        """Nothing is learned."""
 
 
 class _Unprepared(_Unlearned):
@@ -151,7 +158,7 @@ class _Reversed(torch.autograd.Function):
 class Curriculum(_Unprepared):
     """One learned temperature that makes the task harder (CTKD, Li et al. 2023): gradients reversed, weight 0 to 1.
 
-    The temperature takes a step of its own at each call after a backward pass.
+    The temperature takes a step when the student does.
 
     Args:
         lowest, width: T = lowest + width · sigmoid(v), with v starting at 0.
@@ -164,10 +171,6 @@ class Curriculum(_Unprepared):
     value: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True), repr=False)
 
     def __call__(self, teacher: Tensor, student: Tensor, progress: float = 0.0) -> Pair:
-        if self.value.grad is not None:
-            with torch.no_grad():
-                self.value -= self.lr * self.value.grad
-            self.value.grad = None
         weight = (1 - float(torch.cos(torch.tensor(torch.pi * min(1.0, max(0.0, progress)))))) / 2
         reversed_value: Tensor = _Reversed.apply(self.value, weight)
         found = (self.lowest + self.width * reversed_value.sigmoid()).to(teacher.device) * _ones(teacher)
@@ -175,6 +178,12 @@ class Curriculum(_Unprepared):
 
     def learned(self) -> list[Tensor]:
         return [self.value]
+
+    def advance(self) -> None:
+        if self.value.grad is not None:
+            with torch.no_grad():
+                self.value -= self.lr * self.value.grad
+            self.value.grad = None
 
 
 POLICIES: dict[str, Callable[..., Policy]] = {

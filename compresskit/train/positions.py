@@ -9,12 +9,14 @@ Shapes: N rows, B of a batch, T tokens, M positions of all rows, m of a batch, C
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from compresskit.calibrate.outputs import outputs_of
 from compresskit.numerics.divergences import bucketed
 from compresskit.numerics.fusion import wide
 
@@ -59,7 +61,7 @@ class Positions:
 
 
 def run_positions(
-    model: nn.Module,
+    model: PreTrainedModel,
     rows: Sequence[Any],
     collate: Callable[[Sequence[Any]], dict[str, Tensor]],
     positions: Positions,
@@ -71,8 +73,8 @@ def run_positions(
     with torch.no_grad():
         for start in range(0, len(order), _AT_ONCE):
             chosen = torch.tensor(order[start : start + _AT_ONCE])
-            logits = model(**collate([rows[number] for number in chosen.tolist()])).logits
-            yield positions.numbers(chosen), positions.pick(logits, chosen).float()
+            logits = outputs_of(model, collate([rows[number] for number in chosen.tolist()]))
+            yield positions.numbers(chosen), positions.pick(logits, chosen).float().cpu()
 
 
 def targets_at(parts: Iterator[tuple[Tensor, Tensor]], count: int, top_k: int | None) -> dict[str, Tensor]:
@@ -91,8 +93,3 @@ def targets_at(parts: Iterator[tuple[Tensor, Tensor]], count: int, top_k: int | 
     if logits is None:
         raise ValueError("there is no position")
     return {"logits": logits} | ({} if words is None else {"words": words})
-
-
-def with_words(positions: Positions, words: Tensor | None) -> Positions:
-    """``positions`` whose targets are of these words."""
-    return replace(positions, words=words)

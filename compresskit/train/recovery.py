@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.batches import Row, collate, encode, padding
@@ -27,7 +25,7 @@ from compresskit.errors import DataError, ModelError, RecipeError
 from compresskit.train.loop import Loop, RecoveryOptions
 from compresskit.train.objective import Objective
 from compresskit.train.teacher_cache import TeacherOutputs, cache_key, teacher_outputs
-from compresskit.train.trainer import in_bfloat16, kept_config, kept_randomness
+from compresskit.train.trainer import in_bfloat16, in_float32, kept_config, kept_randomness
 
 
 @dataclass(frozen=True)
@@ -155,36 +153,13 @@ def _trainable(model: PreTrainedModel, options: RecoveryOptions) -> Iterator[int
                 why="all are stored as integers or frozen",
                 fix="train before quantizing, or freeze less",
             )
-        with _in_float32(model, {parameter.dtype for parameter in chosen}):
+        with in_float32(model, {parameter.dtype for parameter in chosen}):
             yield sum(parameter.numel() for parameter in chosen)
     finally:
         for name, parameter in model.named_parameters():
             parameter.grad = None
             parameter.requires_grad_(flags[name])
         model.eval()
-
-
-@contextmanager
-def _in_float32(model: PreTrainedModel, types: set[torch.dtype]) -> Iterator[None]:
-    """Half-precision weights (any of ``types``) would swallow small updates: all computes in float32 inside.
-
-    What isn't trained has the same bits afterwards.
-    """
-    half = next((dtype for dtype in types if dtype in (torch.float16, torch.bfloat16)), None)
-    if half is None:
-        yield
-        return
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    before = {name: tensor.dtype for name, tensor in tensors.items()}
-    kept = {name: tensor.data for name, tensor in tensors.items() if not tensor.requires_grad}
-    nn.Module.float(model)  # PreTrainedModel's own refuses quantized models
-    try:
-        yield
-    finally:
-        trained = {name: tensor.data for name, tensor in model.named_parameters() if name not in kept}
-        nn.Module.to(model, half)
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            tensor.data = kept[name] if name in kept else trained[name].to(before[name])
 
 
 def _frozen(model: PreTrainedModel, options: RecoveryOptions) -> set[str]:

@@ -63,7 +63,8 @@ class ReplacingObjective:
         self.share = share
 
     def prepare(self, teacher: PreTrainedModel, student: PreTrainedModel, batch: Batch) -> None:
-        self.predecessor.requires_grad_(False)
+        # The student trains in float32. PreTrainedModel's own `float` refuses quantized models.
+        nn.Module.float(self.predecessor).requires_grad_(False)
         self.inner.prepare(teacher, student, batch)
         self.per_token = self.inner.per_token
 

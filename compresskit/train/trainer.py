@@ -32,6 +32,29 @@ def in_bfloat16(device: torch.device, enabled: bool) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
+@contextmanager
+def in_float32(model: PreTrainedModel, types: set[torch.dtype]) -> Iterator[None]:
+    """Half-precision weights would swallow small updates: where ``types`` has one, all computes in float32 inside.
+
+    What isn't trained has the same bits afterwards.
+    """
+    half = next((dtype for dtype in types if dtype in (torch.float16, torch.bfloat16)), None)
+    if half is None:
+        yield
+        return
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    before = {name: tensor.dtype for name, tensor in tensors.items()}
+    kept = {name: tensor.data for name, tensor in tensors.items() if not tensor.requires_grad}
+    nn.Module.float(model)  # PreTrainedModel's own refuses quantized models
+    try:
+        yield
+    finally:
+        trained = {name: tensor.data for name, tensor in model.named_parameters() if name not in kept}
+        nn.Module.to(model, half)
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            tensor.data = kept[name] if name in kept else trained[name].to(before[name])
+
+
 def training_arguments(
     folder: Path, *, device: torch.device, batch: int, seed: int, save_every: int | None, **more: Any
 ) -> TrainingArguments:
@@ -159,10 +182,14 @@ class StudentTrainer(ResumableTrainer):
         return _Replica(model)
 
     def go(self, folder: Path, notice: Callable[[int], None]) -> None:
-        """Train to the end, from the newest whole checkpoint in ``folder`` if there is one, telling its step."""
+        """Train to the end, from the newest whole checkpoint in ``folder`` if there is one, telling its step.
+
+        Each process draws its own random numbers (dropout, replaced blocks).
+        """
         place = processes.agree(_whole(folder) if processes.is_first() else None)
         if place is not None:
             notice(int(place.rpartition("-")[2]))
+        torch.manual_seed(self.args.seed + processes.index())
         self.train(resume_from_checkpoint=place)
 
 

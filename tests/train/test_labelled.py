@@ -75,6 +75,14 @@ def test_equal_seeds_give_equal_weights_and_the_global_state_stays(data: Labelle
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_half_precision_trains_in_float32(data: Labelled) -> None:
+    half, whole = model().bfloat16(), model().bfloat16().float()
+    for student in (half, whole):
+        fit(student, data, FitOptions(epochs=1, batch=16, lr=1e-3))
+    for left, right in zip(half.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(left, right.bfloat16())
+
+
 def test_the_best_epoch_is_kept(data: Labelled) -> None:
     seen: list[torch.Tensor] = []
 

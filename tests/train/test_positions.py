@@ -18,6 +18,8 @@ ROWS = [torch.tensor([3, 4, 5]), torch.tensor([6]), torch.tensor([7, 8])]
 class Table(nn.Module):
     """Logits by the token alone."""
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(10, 4)

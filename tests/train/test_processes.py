@@ -19,7 +19,7 @@ from compresskit.train import labelled, logits_cache, loop, teacher_cache
 from compresskit.train.labelled import FitOptions, Labelled, fit
 from compresskit.train.logits_cache import cached_logits
 from compresskit.train.objective import EmbeddingObjective, Objective, ResponseObjective
-from compresskit.train.policies import Exponential
+from compresskit.train.policies import Curriculum, Exponential, Policy
 from compresskit.train.recovery import recover
 from tests import models
 from tests.children import together
@@ -77,18 +77,18 @@ def recovery(name: str, task: models.Task, objective: Callable[[], Objective]) -
     return prepare
 
 
-def labels(rows: Labelled) -> Callable[[int], Training]:
+def labels(rows: Labelled, policy: Callable[[], Policy], batches: int = 1) -> Callable[[int], Training]:
+    """Training with ``policy``, in steps of ``batches`` in each of two processes."""
+
     def prepare(accumulation: int) -> Training:
-        options = FitOptions(epochs=3, batch=10, lr=1e-2, accumulation=accumulation, save_every=4)
+        options = FitOptions(epochs=3, batch=10 // batches, lr=1e-2, accumulation=batches * accumulation, save_every=4)
 
         def train(work: Path) -> PreTrainedModel:
             student = model()
             student.dropout.p = 0.0
             scores = iter([0.1, 0.3, 0.2])
             targets = cached_logits(model(1), rows.rows, rows.collate, work)
-            fit(
-                student, rows, options, targets=targets, policy=Exponential(), score=lambda _: next(scores), folder=work
-            )
+            fit(student, rows, options, targets=targets, policy=policy(), score=lambda _: next(scores), folder=work)
             return student
 
         return train
@@ -96,12 +96,13 @@ def labels(rows: Labelled) -> Callable[[int], Training]:
     return prepare
 
 
-@pytest.mark.parametrize("case", ["embeddings", "logits", "midtd"])
+@pytest.mark.parametrize("case", ["embeddings", "logits", "midtd", "curriculum"])
 def test_two_processes_train_as_one_that_accumulates(case: str, data: Labelled, tmp_path: Path) -> None:
     prepare = {
         "embeddings": recovery("bert", "base", EmbeddingObjective),
         "logits": recovery("gpt2", "lm", ResponseObjective),
-        "midtd": labels(data),
+        "midtd": labels(data, Exponential),
+        "curriculum": labels(data, Curriculum, batches=2),
     }[case]
     curve(prepare(2), tmp_path / "alone", tmp_path / "one")
     work = tmp_path / "shared"

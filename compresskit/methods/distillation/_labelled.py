@@ -14,7 +14,7 @@ from compresskit.calibrate.batches import collate, encode, padding
 from compresskit.errors import DataError
 from compresskit.tasks.classification import numbers
 from compresskit.tasks.data import records
-from compresskit.tasks.relation_extraction import Vocabulary, collate_relations, mark, read_instances, relation_numbers
+from compresskit.tasks.relation_extraction import collate_relations, encode_instances, read_instances, relation_numbers
 from compresskit.train.agreement import class_names
 from compresskit.train.labelled import Labelled
 
@@ -85,10 +85,7 @@ def _sentences(path: str, known: Mapping[str, int], model: PreTrainedModel, toke
     pairs = tuple(item.pair for item in instances)
     if tokenizer is None:
         raise DataError("CK-D008", "the model has no tokenizer", where=path, fix="put its tokenizer into its folder")
-    if model.config.model_type == ENTITY_START:
-        rows = mark(instances, tokenizer, max_length)
-    else:
-        rows = Vocabulary.of_tokenizer(tokenizer).encode(instances, max_length)
+    rows = encode_instances(instances, tokenizer, max_length, marked=model.config.model_type == ENTITY_START)
     fill = padding(tokenizer)
     return Rows(Labelled(rows, gold, lambda items: collate_relations(items, fill), lambda row: len(row.ids)), pairs)
 

@@ -188,7 +188,7 @@ class MiDTD(Compressor):
         else:
             batch = train.data.collate(train.data.rows[:1])
             require_same_outputs(model, teacher, outputs_of(model, batch), outputs_of(teacher, batch))
-        return self._outputs(teacher, train, context.work / "midtd")
+        return self._outputs(teacher, train, _scratch(context))
 
     def _outputs(self, teacher: PreTrainedModel, train: Rows, folder: Path | None) -> tuple[Rows, Tensor]:
         data = train.data
@@ -243,11 +243,16 @@ class MiDTD(Compressor):
                 score=score,
                 progress=context.progress,
                 warn=context.warn,
-                folder=None if context.work == Path() else context.work / "midtd",
+                folder=_scratch(context),
             )
         with torch.no_grad():
             teacher, _ = policy(targets, targets)
         return _note(done, policy, entropy_spread(targets, teacher))
+
+
+def _scratch(context: Context) -> Path | None:
+    """Where logits and training are kept; nowhere for a run without an output."""
+    return None if context.work == Path() else context.work / "midtd"
 
 
 def is_tagger(model: PreTrainedModel) -> bool:

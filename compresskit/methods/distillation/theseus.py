@@ -42,6 +42,9 @@ from compresskit.train.replacing import ReplacingObjective
 class Theseus(Distillation):
     """Replace runs of blocks by single ones, by chance at first, then for good; the model gets shallower.
 
+    What lies outside of the blocks trains too, but for the embeddings; the paper freezes it while blocks are replaced,
+    as ``freeze`` does.
+
     ```yaml
     - distillation.theseus: {layers: 3, rate: 0.3, replacing: 0.5, steps: 400, lr: 1.0e-4}
     ```

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,15 @@ def test_relation_models(kind: Any, tmp_path: Path) -> None:
     given.details.clear()
     note = apply(MiDTD(key="group+label", **{**QUICK, "epochs": 10}), student, given)
     assert max(note["generations"][0]["scores"]) > 0.9
+
+
+def test_a_run_without_an_output_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = table(tmp_path / "train.jsonl", rows(16))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    given = replace(context(tmp_path, classifier(1), train), work=Path())
+    apply(MiDTD(**{**QUICK, "epochs": 1}), classifier(), given)
+    assert list(Path().iterdir()) == []
 
 
 def test_models_that_give_no_classes_are_refused() -> None:

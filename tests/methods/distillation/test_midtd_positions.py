@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertForTokenClassification
@@ -95,7 +96,7 @@ def test_a_language_model_learns_each_next_word(tmp_path: Path) -> None:
     rows = text_rows(train, TrainingData(train=train), student, models.tokenizer(), 32, print)
     assert len(rows.data.labels) == sum(len(row["input_ids"]) - 1 for row in rows.data.rows)
     words = next((tmp_path / "work" / "midtd").glob("words-*-5.npy"))
-    assert words.is_file()
+    assert np.load(words).shape == (len(rows.data.labels), 5)
 
 
 def test_all_the_soft_loss_of_a_teacher_as_student_is_nothing(tmp_path: Path) -> None:

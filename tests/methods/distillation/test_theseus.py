@@ -47,6 +47,14 @@ def test_equal_seeds_give_equal_students(tmp_path: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_half_precision_stays(tmp_path: Path) -> None:
+    model = models.tiny("bert").to(torch.bfloat16)
+    before = model.encoder.layer[0].output.dense.weight.detach().clone()
+    train(Theseus(layers=1, **{**TRAINING, "steps": 3}), None, model, tmp_path)
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+    assert not torch.equal(model.encoder.layer[0].output.dense.weight, before)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
