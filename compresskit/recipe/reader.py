@@ -19,7 +19,7 @@ from compresskit.recipe.gates import Gate, parse_gate
 from compresskit.recipe.library import find
 from compresskit.recipe.places import Document, Path, Text, dotted
 from compresskit.recipe.schema import KEYS, SECTIONS, VERSION, Evaluation, Recipe, Step, refuse
-from compresskit.tasks import TASKS
+from compresskit.tasks import named
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -133,11 +133,12 @@ class _Reader:
 
     def _check_task(self, settings: Evaluation | None) -> None:
         """The task is looked up now, not after hours of work."""
-        if settings is None or settings.task in TASKS:
+        if settings is None:
             return
-        close = difflib.get_close_matches(settings.task, TASKS, n=1)
-        fix = f"did you mean {close[0]!r}?" if close else f"tasks: {', '.join(TASKS)}"
-        self._wrong(("evaluate", "task"), f"there is no task {_short(settings.task)}", fix=fix)
+        try:
+            named(settings.task)
+        except RecipeError as error:
+            self._wrong(("evaluate", "task"), error.what, fix=error.fix)
 
     def _gates(self, data: dict[str, Any]) -> tuple[Gate, ...]:
         raw = data.get("gates")

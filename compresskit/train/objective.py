@@ -62,7 +62,6 @@ class Objective(Protocol):
 
 
 @runtime_checkable
-@runtime_checkable
 class Scheduled(Protocol):
     """An objective that changes as training goes on."""
 

@@ -46,7 +46,11 @@ def rank(probabilities: np.ndarray, relations: np.ndarray, pairs: Sequence[str])
         relations: (N,) numbers; a bag's truth are all that its sentences have.
         pairs: bag keys.
     """
-    scores, truth = candidates(probabilities, relations, pairs)
+    return ranked(*candidates(probabilities, relations, pairs))
+
+
+def ranked(scores: np.ndarray, truth: np.ndarray) -> Ranking:
+    """``candidates`` in order of their scores."""
     order = np.argsort(-scores.ravel(), kind="stable")
     return Ranking(truth.ravel()[order])
 

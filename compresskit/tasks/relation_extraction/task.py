@@ -21,7 +21,7 @@ from compresskit.tasks.relation_extraction.evaluation import (
     evaluate,
     fit_temperature,
     log_softmax,
-    rank,
+    ranked,
     resampled_average_precision,
 )
 from compresskit.tasks.relation_extraction.instances import Instance
@@ -103,8 +103,7 @@ class RelationExtraction(Task):
         test = logits[: len(gold)]
         temperature = fit_temperature(logits[len(gold) :], dev) if len(dev) else None
         scores, truth = candidates(np.exp(log_softmax(test)), gold, pairs)
-        ranking = rank(np.exp(log_softmax(test)), gold, pairs)
-        recall, precision = ranking.curve(CURVE_POINTS)
+        recall, precision = ranked(scores, truth).curve(CURVE_POINTS)
         details: dict[str, Any] = evaluate(test, gold, pairs, temperature)
         value = details.pop("auc")
         details["sentences"] = len(gold)
