@@ -44,8 +44,8 @@ def named(name: str) -> Task:
     """
     if name not in TASKS:
         close = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise RecipeError("CK-R033", f"there is no task {name!r:.60}", fix=f"{hint}tasks: {', '.join(TASKS)}")
+        fix = f"did you mean {close[0]!r}?" if close else f"tasks: {', '.join(TASKS)}"
+        raise RecipeError("CK-R033", f"there is no task {name!r:.60}", fix=fix)
     return TASKS[name]
 
 
