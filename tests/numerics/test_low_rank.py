@@ -197,7 +197,7 @@ def falling(count: int, scale: float, generator: torch.Generator) -> Tensor:
     return scale * torch.rand(count, generator=generator, dtype=torch.float64).sort(descending=True).values
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.floats(0.1, 0.8))
 def test_a_budget_is_shared_as_exhaustive_search_would(seed: int, share: float) -> None:
     """Matrices of one size, kept from becoming dense: then the greedy choice is optimal."""
@@ -213,7 +213,7 @@ def test_a_budget_is_shared_as_exhaustive_search_would(seed: int, share: float) 
     assert lost(candidates, ranks) == pytest.approx(best)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.floats(0.05, 1), st.sampled_from([1, 2, 4]))
 def test_a_budget_is_kept_and_used(seed: int, share: float, step: int) -> None:
     generator = torch.Generator().manual_seed(seed)

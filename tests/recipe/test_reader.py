@@ -262,7 +262,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(WORDS, VALUES, max_size=4) | VALUES.map(lambda value: {"steps": [value]}))
 def test_any_data_gives_a_recipe_or_typed_errors(content: dict[str, Any]) -> None:
     try:

@@ -219,7 +219,7 @@ YAMLISH = st.text(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(YAMLISH | st.text() | st.binary())
 def test_only_typed_errors(text: str | bytes) -> None:
     codes: set[str] = set()
@@ -245,7 +245,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), PLAIN, min_size=1, max_size=4))
 def test_what_is_written_is_read_back(content: dict[str, Any]) -> None:
     assert data(to_yaml(content)) == content
