@@ -42,10 +42,13 @@ def removal_costs(weight: Tensor, inverse: Tensor) -> Tensor:
 def damped_inverse(covariance: Tensor, ridge: float) -> Tensor:
     """(C + λ I)⁻¹ in float64 with λ = ``ridge`` times the mean variance of inputs that aren't massive.
 
+    Where all of those are dead, times the mean variance of all; where every input is dead, ``ridge`` itself.
+
     Raises:
         torch.linalg.LinAlgError: if that is singular.
     """
-    damping = ridge * typical_energy(covariance.diagonal())
+    variance = covariance.diagonal()
+    damping = ridge * (typical_energy(variance) or float(variance.mean()) or 1.0)
     identity = torch.eye(covariance.shape[0], dtype=torch.float64, device=covariance.device)
     return torch.linalg.inv(covariance.double() + damping * identity)
 

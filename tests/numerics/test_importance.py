@@ -126,3 +126,12 @@ def test_top_indices() -> None:
     assert top_indices(scores, 2, torch.tensor([4])).tolist() == [1, 4]
     assert top_indices(scores, 5).tolist() == [0, 1, 2, 3, 4]
     assert scores.tolist() == [0.5, 2.0, 1.0, 2.0, 0.0], "scores are left alone"
+
+
+@pytest.mark.parametrize("alive", [0, 2])
+def test_networks_that_are_dead_but_for_a_few_neurons_are_cut_too(alive: int) -> None:
+    variance = torch.zeros(64)
+    variance[5 : 5 + alive] = 1.0
+    kept = eliminate(torch.randn(8, 64), variance.diag(), 16, ridge=0.03).tolist()
+    assert len(kept) == 16
+    assert set(range(5, 5 + alive)) <= set(kept)
