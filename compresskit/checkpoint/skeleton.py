@@ -38,6 +38,11 @@ def model_dtype(model: nn.Module) -> torch.dtype:
     return torch.get_default_dtype()
 
 
+def computes_in_half(model: nn.Module) -> bool:
+    """Whether the model computes in 16 bits."""
+    return model_dtype(model) in (torch.float16, torch.bfloat16)
+
+
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Make ``dtype`` torch's default for a while."""

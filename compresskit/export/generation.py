@@ -25,6 +25,10 @@ from compresskit.export.graph import (
 
 STEP = "decoder_with_past"
 """Name of the graph of one more token."""
+
+PARTS = ("key", "value")
+"""Of a layer of a cache, as names have them."""
+
 _IDS = ["input_ids", "attention_mask"]
 
 
@@ -56,7 +60,7 @@ def decode_inputs(
     whole["attention_mask"] = whole["attention_mask"].flip(1)
     prompt = {name: tensor[:, :past] for name, tensor in whole.items()}
     found = {"input_ids": whole["input_ids"][:, past:], "attention_mask": whole["attention_mask"]}
-    for index, (keys, values) in enumerate(_layers(_cache_of(model, prompt))):
+    for index, (keys, values) in enumerate(keys_and_values(_cache_of(model, prompt))):
         found[f"past_key_{index}"], found[f"past_value_{index}"] = keys, values
     return found
 
@@ -95,13 +99,17 @@ class _Prefill(nn.Module):
         return _with_cache(result.logits, result.past_key_values)
 
 
-class _Decode(nn.Module):
+class FloatInputs(nn.Module):
+    """A part of ``model`` that is traced with float inputs: a cache, or an encoder's states."""
+
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         # transformers' exporter casts float inputs to the type of the first parameter, which may be a float16 scale.
         self.input_type = nn.Parameter(torch.empty(0, dtype=model_dtype(model)))
         self.model, self.config = model, model.config
 
+
+class _Decode(FloatInputs):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
         cache = empty_cache()
         for index in range(len(past) // 2):
@@ -115,7 +123,7 @@ class _Decode(nn.Module):
 
 def _with_cache(logits: Tensor, cache: DynamicCache) -> dict[str, Tensor]:
     found = {"logits": logits}
-    for index, (keys, values) in enumerate(_layers(cache)):
+    for index, (keys, values) in enumerate(keys_and_values(cache)):
         found[f"present_key_{index}"], found[f"present_value_{index}"] = keys, values
     return found
 
@@ -127,15 +135,13 @@ def _cache_of(model: PreTrainedModel, prompt: dict[str, Tensor]) -> DynamicCache
     return cache
 
 
-def _layers(cache: Any) -> list[tuple[Tensor, Tensor]]:
+def keys_and_values(cache: Any) -> list[tuple[Tensor, Tensor]]:
+    """Of each layer, (B, H, T, D) both."""
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def _cache_names(prefix: str, layers: int, length: str) -> dict[str, Dimensions]:
-    return {f"{prefix}.{index}.{part}": (BATCH, None, length, None) for index in range(layers) for part in _PARTS}
-
-
-_PARTS = ("key", "value")
+    return {f"{prefix}.{index}.{part}": (BATCH, None, length, None) for index in range(layers) for part in PARTS}
 
 
 def _renamed(layers: int) -> dict[str, str]:
@@ -144,5 +150,5 @@ def _renamed(layers: int) -> dict[str, str]:
         f"{traced}_{part}_{index}": f"{name}.{index}.{part}"
         for traced, name in (("past", "past_key_values"), ("present", "present"))
         for index in range(layers)
-        for part in _PARTS
+        for part in PARTS
     }

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from transformers import EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
-from compresskit.checkpoint.skeleton import model_dtype
 from compresskit.export.batches import forward_batches
-from compresskit.export.generation import empty_cache
+from compresskit.export.generation import PARTS, FloatInputs, empty_cache, keys_and_values
 from compresskit.export.graph import (
     BATCH,
     DECODER,
@@ -41,7 +40,6 @@ Batches = Mapping[str, Mapping[str, Tensor]]
 
 _READ = ["input_ids", "attention_mask"]
 _SELF, _CROSS = "decoder", "encoder"
-_PARTS = ("key", "value")
 _SAMPLE_WRITTEN = 4
 _WRITTEN = 6
 """Tokens given to the decoder's first pass in its checks."""
@@ -117,13 +115,7 @@ class _Encoder(nn.Module):
         return {"last_hidden_state": found.last_hidden_state}
 
 
-class _Decoder(nn.Module):
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        # transformers' exporter casts float inputs to the type of the first parameter, which may be a float16 scale.
-        self.input_type = nn.Parameter(torch.empty(0, dtype=model_dtype(model)))
-        self.model, self.config = model, model.config
-
+class _Decoder(FloatInputs):
     def decode(self, ids: Tensor, mask: Tensor, states: Tensor, cache: EncoderDecoderCache) -> Any:
         return self.model(
             decoder_input_ids=ids,
@@ -152,7 +144,7 @@ class _Step(_Decoder):
         grows, stays = empty_cache(), empty_cache()
         for index in range(len(past) // 4):
             for which, part_of in ((_SELF, grows), (_CROSS, stays)):
-                keys, values = (past[f"past_{which}_{part}_{index}"] for part in _PARTS)
+                keys, values = (past[f"past_{which}_{part}_{index}"] for part in PARTS)
                 part_of.update(keys, values, index)
         cache = EncoderDecoderCache(grows, stays)
         cache.is_updated = dict.fromkeys(range(len(past) // 4), True)
@@ -163,11 +155,10 @@ class _Step(_Decoder):
 
 
 def _named(which: str, cache: Any) -> dict[str, Tensor]:
-    tensors = [(layer.keys, layer.values) for layer in cache.layers]
     return {
         f"present_{which}_{part}_{index}": tensor
-        for index, pair in enumerate(tensors)
-        for part, tensor in zip(_PARTS, pair, strict=True)
+        for index, pair in enumerate(keys_and_values(cache))
+        for part, tensor in zip(PARTS, pair, strict=True)
     }
 
 
@@ -216,7 +207,7 @@ def _cache_names(prefix: str, layers: int, lengths: Mapping[str, str]) -> dict[s
         f"{prefix}.{index}.{which}.{part}": (BATCH, None, length, None)
         for which, length in lengths.items()
         for index in range(layers)
-        for part in _PARTS
+        for part in PARTS
     }
 
 
@@ -227,5 +218,5 @@ def _renamed(layers: int) -> dict[str, str]:
         for traced, name in (("past", "past_key_values"), ("present", "present"))
         for index in range(layers)
         for which in (_SELF, _CROSS)
-        for part in _PARTS
+        for part in PARTS
     }

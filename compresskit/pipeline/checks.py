@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.outputs import outputs_of, result_mask
+from compresskit.checkpoint.skeleton import computes_in_half
 from compresskit.core import anatomy
 from compresskit.core.context import Batch
 from compresskit.errors import InternalError, ModelError
@@ -92,8 +93,7 @@ def check_padding(model: PreTrainedModel, batch: Batch, step: str) -> str | None
     worst, cosine = padding_deviation(model, batch)
     if scales_depend_on_batch(model):
         return f"per-tensor activation scales depend on the batch: padded rows differ by up to {worst:.1e} (relative)"
-    half = model.dtype in (torch.float16, torch.bfloat16)
-    if has_integer_layers(model) or half:
+    if has_integer_layers(model) or computes_in_half(model):
         if cosine < INTEGER_COSINE:
             raise ModelError(
                 "CK-T052", f"after {step} a padded batch gives other rows than single ones (cosine {cosine:.5f})"
@@ -128,7 +128,7 @@ def check_cache(model: PreTrainedModel, batch: Batch, step: str) -> str | None:
         return f"keys and values are kept in a few bits: cached steps differ by up to {worst:.1e} (relative)"
     if scales_depend_on_batch(model):
         return f"per-tensor activation scales depend on the length: cached steps differ by up to {worst:.1e} (relative)"
-    if has_integer_layers(model) or model.dtype in (torch.float16, torch.bfloat16):
+    if has_integer_layers(model) or computes_in_half(model):
         cosine = float(nn.functional.cosine_similarity(whole.flatten().float(), pieces.flatten().float(), dim=0))
         if cosine < INTEGER_COSINE:
             raise ModelError("CK-T053", f"after {step} cached decoding differs (cosine {cosine:.5f})")

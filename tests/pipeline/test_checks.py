@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from compresskit.core.context import Context
+from compresskit.core.targets import resolve
 from compresskit.errors import ModelError
+from compresskit.methods.quantization.embedding import Embedding
 from compresskit.pipeline import checks
 from tests import models
 
@@ -21,6 +24,17 @@ def t5_batch() -> dict[str, Tensor]:
 @pytest.mark.parametrize("task", ["base", "lm"])
 def test_padding_on_both_sides_of_an_encoder_decoder_model(task: models.Task) -> None:
     assert checks.check_padding(models.tiny("t5", task=task), t5_batch(), "step") is None
+
+
+def test_half_precision_is_seen_behind_a_quantized_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.tiny("gpt2", task="lm").to(torch.bfloat16)
+    table = Embedding(bits=8)
+    table.apply(model, resolve(model, table).sites, Context())
+    assert model.dtype != torch.bfloat16, "the first parameter is a scale"
+    monkeypatch.setattr(checks, "padding_deviation", lambda *_: (1e-3, 0.99999))
+    assert checks.check_padding(model, {}, "step") is None
+    with pytest.raises(ModelError):
+        checks.check_padding(models.tiny("gpt2"), {}, "step")
 
 
 def test_a_model_that_looks_at_padding_is_caught() -> None:

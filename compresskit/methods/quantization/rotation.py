@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from compresskit.calibrate.forward import evaluating
 from compresskit.calibrate.outputs import outputs_of
+from compresskit.checkpoint.skeleton import computes_in_half
 from compresskit.core import anatomy, surgery
 from compresskit.core.compressor import Compressor
 from compresskit.core.context import Batch, Context
@@ -92,9 +93,8 @@ class Rotation(Compressor):
             after = outputs_of(model, batch)
         largest = float((after - before).abs().max()) / max(float(before.abs().max()), 1e-6)
         context.details[""] = {"largest_difference": largest, "untied": [plain.path for plain in untied]}
-        halves = model.dtype in (torch.float16, torch.bfloat16)
         # Written so that NaN fails.
-        if not largest <= (_TOLERANCE_OF_HALVES if halves else _TOLERANCE):
+        if not largest <= (_TOLERANCE_OF_HALVES if computes_in_half(model) else _TOLERANCE):
             raise ModelError(
                 "CK-M061",
                 f"after the rotation the outputs differ by {largest:.1e} of the largest",
