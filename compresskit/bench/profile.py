@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from compresskit.bench.operations import operations
+from compresskit.bench.operations import attention_paths, operations
 from compresskit.core import anatomy
 from compresskit.core.anatomy import Anatomy
 from compresskit.nn.base import CompressedLayer
@@ -64,7 +64,7 @@ def profile(model: PreTrainedModel, inputs: dict[str, torch.Tensor] | None = Non
     counted: set[int] = set()
     outer: set[int] = set()
     parts = []
-    for path, kind in _places(body):
+    for path, kind in _places(model, body):
         inside = kind in INNER
         held = members.get(path, (path,))
         parameters, size, layers = _count(model, held, set(outer) if inside else counted)
@@ -75,12 +75,14 @@ def profile(model: PreTrainedModel, inputs: dict[str, torch.Tensor] | None = Non
     return [*parts, _rest(model, parts, counted, times, counts)]
 
 
-def _places(body: Anatomy) -> list[tuple[str, str]]:
-    """(path, kind) of every part, in the model's order."""
+def _places(model: PreTrainedModel, body: Anatomy) -> list[tuple[str, str]]:
+    """(path, kind) of every part, in the model's order; attention that no method replaces (XLNet's) too."""
+    fixed = sorted(attention_paths(model) - {part.path for part in body.attentions})
     found: list[tuple[str, str]] = [(table.path, "embedding") for table in body.embeddings]
     for block in body.blocks:
         found.append((block.path, "block"))
         found += [(attention.path, "attention") for attention in block.attentions]
+        found += [(path, "attention") for path in fixed if path.startswith(f"{block.path}.")]
         found += [(ffn.path, "ffn") for ffn in block.ffns]
         found += [(bank.block, "experts") for bank in block.experts]
     return found if body.output_embedding is None else [*found, (body.output_embedding, "head")]
@@ -112,7 +114,7 @@ def _times(
     model: PreTrainedModel, body: Anatomy, members: dict[str, tuple[str, ...]], inputs: dict[str, torch.Tensor]
 ) -> dict[str, float]:
     """Milliseconds by path. The matrix that ends a part may lie outside of its module, as BERT's do: it is added."""
-    paths = [path for path, _ in _places(body)]
+    paths = [path for path, _ in _places(model, body)]
     outside = {path: [name for name in held if not f"{name}.".startswith(f"{path}.")] for path, held in members.items()}
     watched = dict.fromkeys([_WHOLE, *paths, *(name for names in outside.values() for name in names)])
     spent = _time(model, list(watched), inputs)

@@ -33,7 +33,7 @@ def test_times_are_those_of_the_parts() -> None:
     assert hooks(model) == before
 
 
-@pytest.mark.parametrize("name", ["bert", "albert", "t5", "gpt2", "mixtral"])
+@pytest.mark.parametrize("name", ["bert", "albert", "t5", "gpt2", "mixtral", "xlnet"])
 def test_operations_of_the_parts_sum_up_to_those_of_the_model(name: str) -> None:
     model, inputs = model_of(name), models.inputs(name, batch=2, length=16)
     parts = profile(model, inputs, timed=False)
