@@ -19,6 +19,7 @@ from compresskit.core.context import Batch
 from compresskit.numerics.divergences import bucketed, kl
 from compresskit.numerics.dynamic_distillation import dynamic_loss
 from compresskit.numerics.fusion import wide
+from compresskit.tasks.fidelity import is_binary
 from compresskit.train.agreement import require_same_outputs
 from compresskit.train.losses import (
     binary_logits,
@@ -207,3 +208,10 @@ class ResponseObjective:
 
     def _scaled(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return self.temperature**2 * (self.divergence or kl)(log_p, log_q).mean()
+
+
+def towards_output(model: PreTrainedModel, temperature: float) -> Objective:
+    """What brings ``model`` to give what its teacher gives: vectors of texts, or distributions softened by T."""
+    if output_kind(model) == "embedding":
+        return EmbeddingObjective()
+    return ResponseObjective(temperature, is_binary(model))

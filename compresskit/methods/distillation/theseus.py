@@ -17,7 +17,6 @@ from typing import ClassVar, final
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.outputs import output_kind
 from compresskit.core import anatomy, surgery
 from compresskit.core.compressor import Gain, Need
 from compresskit.core.context import Context
@@ -31,8 +30,7 @@ from compresskit.methods.distillation._shared import (
 )
 from compresskit.methods.distillation._students import bytes_of, gone, kept_blocks, why_not
 from compresskit.registry import register
-from compresskit.tasks.fidelity import is_binary
-from compresskit.train.objective import EmbeddingObjective, Objective, ResponseObjective
+from compresskit.train.objective import towards_output
 from compresskit.train.recovery import recover
 from compresskit.train.replacing import ReplacingObjective
 
@@ -92,12 +90,7 @@ class Theseus(Distillation):
         total = len(stack.blocks)
         kept = kept_blocks(self.layers, self.choose, total)
         surgery.keep_blocks(model, stack, kept)
-        objective = ReplacingObjective(self._inner(model), predecessor, self.rate, self.replacing)
+        objective = ReplacingObjective(towards_output(model, self.temperature), predecessor, self.rate, self.replacing)
         texts, options = training_texts(self, context), training_options(self)
         outcome = recover(model, context, objective, texts, options, teacher=predecessor)
         context.details.update({sites[0].path or "model": {"begun_with": kept, "of": total, **asdict(outcome)}})
-
-    def _inner(self, model: PreTrainedModel) -> Objective:
-        if output_kind(model) == "embedding":
-            return EmbeddingObjective()
-        return ResponseObjective(self.temperature, is_binary(model))

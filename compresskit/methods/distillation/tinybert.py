@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.outputs import output_kind
-from compresskit.calibrate.text import builtin_texts, vocabulary_words
 from compresskit.core import anatomy
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.methods.distillation._inner import Inner, no_plain_scores, refused
-from compresskit.methods.distillation._shared import training_options
+from compresskit.methods.distillation._shared import training_options, training_texts
 from compresskit.registry import register
-from compresskit.tasks.fidelity import is_binary
 from compresskit.train.inner import InnerObjective
-from compresskit.train.objective import EmbeddingObjective, Objective, ResponseObjective
+from compresskit.train.objective import Objective, towards_output
 from compresskit.train.recovery import recover
 
 
@@ -56,10 +53,9 @@ class TinyBert(Inner):
         return reason or no_plain_scores(model)
 
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
-        texts = list(context.texts)
-        if not texts:
-            texts = builtin_texts(self.texts, context.seed, vocabulary=vocabulary_words(context.tokenizer))
-        options, notes, begun = training_options(self), {}, 0.0
+        texts, options = training_texts(self, context), training_options(self)
+        notes: dict[str, Any] = {}
+        begun = 0.0
         first = None if options.steps is None else round(options.steps * self.intermediate)
         for stage, share in (("intermediate", self.intermediate), ("prediction", 1.0 - self.intermediate)):
             steps = None
@@ -82,9 +78,7 @@ class TinyBert(Inner):
                 scores=self.attention,
                 seed=context.seed,
             )
-        if output_kind(model) == "embedding":
-            return EmbeddingObjective()
-        return ResponseObjective(self.temperature, is_binary(model))
+        return towards_output(model, self.temperature)
 
 
 def _part(progress: Callable[[float, str], None], start: float, width: float) -> Callable[[float, str], None]:

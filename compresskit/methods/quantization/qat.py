@@ -28,8 +28,7 @@ from compresskit.nn.fake_quantized import FakeQuantizedLinear
 from compresskit.numerics.grids import symmetric
 from compresskit.numerics.rtn import Codes, quantize, scale_type
 from compresskit.registry import register
-from compresskit.tasks.fidelity import is_binary
-from compresskit.train.objective import EmbeddingObjective, Objective, ResponseObjective
+from compresskit.train.objective import towards_output
 from compresskit.train.options import Training, training_options, training_texts
 from compresskit.train.recovery import recover
 
@@ -98,15 +97,11 @@ class Qat(SymmetricOrNot, Training):
         for site in sites:
             self._begin(model, site)
         options, texts = training_options(self), training_texts(self, context)
-        outcome = recover(model, context, self._objective(model), texts, options, teacher=teacher)
+        objective = towards_output(model, self.temperature)
+        outcome = recover(model, context, objective, texts, options, teacher=teacher)
         for site in sites:
             self._finish(model, site, context)
         context.details["training"] = asdict(outcome)
-
-    def _objective(self, model: PreTrainedModel) -> Objective:
-        if output_kind(model) == "embedding":
-            return EmbeddingObjective()
-        return ResponseObjective(self.temperature, is_binary(model))
 
     def _begin(self, model: PreTrainedModel, site: Site) -> None:
         """Put the fake-quantized layer at ``site``."""
