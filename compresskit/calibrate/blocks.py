@@ -22,7 +22,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.forward import PostHook, PreHook, evaluating, hidden_of, hooked, run, stop_here
+from compresskit.calibrate.forward import (
+    PostHook,
+    PreHook,
+    evaluating,
+    first_tensor,
+    hidden_of,
+    hooked,
+    run,
+    stop_here,
+)
 from compresskit.checkpoint.memory import give_back_freed
 from compresskit.core import anatomy
 from compresskit.core.context import Batch
@@ -34,6 +43,9 @@ class BlockCalibration(Sequence[Batch]):
 
     It is a plain sequence of batches for whoever doesn't care; statistics of modules inside the entered block cost one
     run of that block. A stack that runs its blocks several times (ALBERT) is run in full each time.
+
+    Attributes:
+        calls: how often a run of the entered block calls the modules in it, as far as whoever ran it has noted that.
 
     Args:
         batches: padded batches of model inputs.
@@ -50,6 +62,8 @@ class BlockCalibration(Sequence[Batch]):
         self._order: tuple[str, ...] = ()
         self._current: str | None = None
         self._stored: dict[str, list[Any]] = {}
+        self._parts: dict[str, list[Any]] = {}
+        self.calls: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -66,6 +80,7 @@ class BlockCalibration(Sequence[Batch]):
         part._batches = self._batches[index]
         part._stored = {path: outputs[index] for path, outputs in self._stored.items()}
         part._before = {path: outputs[index] for path, outputs in self._before.items()}
+        part._parts = {path: outputs[index] for path, outputs in self._parts.items()}
         return part
 
     @property
@@ -115,7 +130,7 @@ class BlockCalibration(Sequence[Batch]):
         self._order = order
         if block_path != self._current:
             self._advance(model, stacks, block_path)
-            self._current = block_path
+            self._current, self._parts, self.calls = block_path, {}, {}
 
     def _advance(self, model: PreTrainedModel, stacks: Sequence[anatomy.Stack], target: str) -> None:
         """Store the outputs that stand for all blocks before ``target``: one a finished stack, one in its own."""
@@ -157,6 +172,19 @@ class BlockCalibration(Sequence[Batch]):
         """Whether all ``paths`` lie in the entered block."""
         return self._current is not None and all(path.startswith(f"{self._current}.") for path in paths)
 
+    def settle(self, model: PreTrainedModel, done: Sequence[str], left: Sequence[str]) -> None:
+        """Parts of the entered block that hold a module of ``done`` and none of ``left`` give the same from now on.
+
+        What they give in the next run of the block is kept, and they aren't run again while it is entered, nor on the
+        way to the next one: the attention, while the matrices behind it are compressed. A part whose output is larger
+        than its input is run each time.
+        """
+        if self._current is None:
+            return
+        for path in _children(model, self._current):
+            if path not in self._parts and _any_inside(path, done) and not _any_inside(path, left):
+                self._parts[path] = [None] * len(self._batches)
+
     def run(self, model: PreTrainedModel, index: int) -> Tensor | None:
         """Run the entered block, and nothing behind it, on batch ``index``; hooks inside it see its true inputs.
 
@@ -166,10 +194,28 @@ class BlockCalibration(Sequence[Batch]):
         if self._current is None:
             raise InternalError("CK-D014", "no block has been entered")
         given: list[Any] = []
-        with self._skipping(model) as place, hooked(model, after={self._current: _keeper(given, None, stop=True)}):
+        hooks: dict[str, PostHook] = {
+            path: self._part_keeper(path, index) for path, outputs in self._parts.items() if not _whole(outputs)
+        }
+        hooks[self._current] = _keeper(given, None, stop=True)
+        with self._skipping(model) as place, hooked(model, after=hooks):
             place(index)
             run(model, self._batches[index])
         return hidden_of(given[0]) if given else None
+
+    def _part_keeper(self, path: str, index: int) -> PostHook:
+        """Keeps what the part at ``path`` gives for batch ``index``, unless it is too large, or called once more."""
+
+        def keep(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            outputs = self._parts.get(path)
+            if outputs is None:
+                return
+            if outputs[index] is not None or _elements(output) > first_tensor(args, kwargs, path).numel():
+                del self._parts[path]
+            else:
+                outputs[index] = _kept(output, None, self._scratch)
+
+        return keep
 
     @contextmanager
     def _skipping(self, model: PreTrainedModel) -> Iterator[Any]:
@@ -198,6 +244,7 @@ class BlockCalibration(Sequence[Batch]):
     def _given(self) -> Iterator[tuple[str, list[Any]]]:
         """Paths of the modules that aren't run, each with what stands for its output, by batch."""
         yield from self._before.items()
+        yield from ((path, outputs) for path, outputs in self._parts.items() if _whole(outputs))
         for path, outputs in self._stored.items():
             stack = path.rpartition(".")[0]
             for other in self._order[: self._order.index(path) + 1]:
@@ -219,6 +266,29 @@ def _outside(model: PreTrainedModel, blocks: Sequence[str]) -> list[str]:
         if not around and not inside and next(module.parameters(), None) is not None:
             found.append(path)
     return found
+
+
+def _children(model: PreTrainedModel, block: str) -> Iterator[str]:
+    """Paths of the modules that make up ``block``, those in a list one by one."""
+    for name, module in model.get_submodule(block).named_children():
+        if isinstance(module, nn.ModuleList):
+            yield from _children(model, f"{block}.{name}")
+        else:
+            yield f"{block}.{name}"
+
+
+def _any_inside(path: str, others: Sequence[str]) -> bool:
+    return any(f"{other}.".startswith(f"{path}.") for other in others)
+
+
+def _whole(outputs: Sequence[Any]) -> bool:
+    return all(output is not None for output in outputs)
+
+
+def _elements(output: Any) -> int:
+    if isinstance(output, tuple):
+        return sum(_elements(part) for part in output)
+    return output.numel() if isinstance(output, Tensor) else 0
 
 
 def _refuse_empty(path: str) -> PreHook:

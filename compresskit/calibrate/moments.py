@@ -217,18 +217,29 @@ def input_moments(
 class _End:
     """Ends each pass behind the last call that any hook wants to see.
 
-    Which one that is tells the first pass that reaches all modules; passes before it are run in full.
+    Which one that is tells the first pass that reaches all modules; it and passes before it are run in full.
+
+    Args:
+        paths: of the modules.
+        known: calls of modules in a pass, as far as earlier passes told; what these passes tell is added.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self.wanted = frozenset(paths)
+    def __init__(self, paths: Sequence[str], known: dict[str, int]) -> None:
+        self.wanted, self.known = frozenset(paths), known
         self.calls: Counter[str] = Counter()
         self.complete: Counter[str] | None = None
+        if self.wanted <= known.keys():
+            self.complete = Counter({path: known[path] for path in self.wanted})
 
     def start(self) -> None:
+        """A pass begins."""
+        self.calls = Counter()
+
+    def done(self) -> None:
+        """A pass has ended."""
         if self.complete is None and self.wanted <= self.calls.keys():
             self.complete = self.calls
-        self.calls = Counter()
+            self.known.update(self.calls)
 
     def behind(self, path: str, hook: PreHook) -> PreHook:
         def called(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
@@ -254,7 +265,7 @@ def _passes(
         raise DataError("CK-D003", "there are no calibration batches", fix="give calibration data")
     after: dict[str, PostHook] = {stop_after: stop_here} if stop_after is not None else {}
     walk = entered(batches, paths)
-    end = _End(paths)
+    end = _End(paths, {} if walk is None else walk.calls)
     ending = {path: end.behind(path, hook) for path, hook in before.items()}
     with evaluating(model), torch.no_grad(), hooked(model, routing), hooked(model, ending, after):
         for index in range(len(batches)):
@@ -264,6 +275,7 @@ def _passes(
                 walk.run(model, index)
             else:
                 run(model, batches[index])
+            end.done()
             if progress is not None:
                 progress((index + 1) / len(batches), "calibration")
 

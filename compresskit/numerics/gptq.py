@@ -33,9 +33,10 @@ def gptq(
 ) -> Codes:
     """Codes of ``weight`` (O, I) that keep W x, for the inputs that ``gram`` tells of.
 
-    With U the upper Cholesky factor of H⁻¹, rounding column j loses e = (w_j - q_j) / U_jj, and columns k > j get
-    - e U_jk: eq. 2 and 3 of the paper. The scales of all groups are chosen before, weighted by H's diagonal, so that
-    the order of rounding doesn't change which columns share one.
+    With H = (F + 1) D (F + 1)ᵀ, F strictly upper triangular, column k is rounded when Σ_j<k (w_j - q_j) F_jk has been
+    added to it. That is eq. 2 and 3 of the paper, which need the Cholesky factor of H⁻¹, without an inverse: QuIP
+    (Chee et al. 2023, arXiv 2307.13304), theorem 6. The scales of all groups are chosen before, weighted by H's
+    diagonal, so that the order of rounding doesn't change which columns share one.
 
     Args:
         gram: Σ x xᵀ, any multiple of it.
@@ -90,12 +91,12 @@ def gptq_codes(
     diagonal = moments.diagonal()
     order = diagonal.argsort(descending=True, stable=True) if act_order else torch.arange(len(diagonal))
     order = order.to(weight.device)
-    upper = inverse_root(moments, damping, order).to(torch.float32)
+    shares = feedback(moments, damping, order).to(torch.float32)
     columns = weight.detach().float().T[order].contiguous()
     groups = (order // (weight.shape[1] // scale.shape[1])).cpu().tolist()
     wide = scale.float().T
     centre = torch.zeros_like(wide) if zero is None else zero.float().T
-    codes = _round_columns(columns, upper, wide, centre, groups, (low, high), block)
+    codes = _round_columns(columns, shares, wide, centre, groups, (low, high), block)
     found = torch.empty_like(codes)
     found[order] = codes
     return found.T.contiguous()
@@ -108,30 +109,26 @@ def _relative(importance: Tensor) -> Tensor:
 
 
 def _round_columns(
-    columns: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, groups: list[int], ends: tuple[int, int], block: int
+    columns: Tensor, shares: Tensor, scale: Tensor, zero: Tensor, groups: list[int], ends: tuple[int, int], block: int
 ) -> Tensor:
-    """Codes (I, O) of ``columns`` (I, O), which are used up; scales and zero points (G, O), one a column's group."""
+    """Codes (I, O) of ``columns`` (I, O); ``shares`` F, scales and zero points (G, O), one a column's group."""
     count = columns.shape[0]
-    codes = torch.empty_like(columns)
+    codes, losses = torch.empty_like(columns), torch.empty_like(columns)
     for begin in range(0, count, block):
         end = min(begin + block, count)
-        part, losses = columns[begin:end], torch.empty_like(columns[begin:end])
-        local = upper[begin:end, begin:end]
-        for offset in range(end - begin):
-            number = groups[begin + offset]
-            code = (torch.round(part[offset] / scale[number]) + zero[number]).clamp(*ends)
-            codes[begin + offset] = code
-            loss = (part[offset] - scale[number] * (code - zero[number])) / local[offset, offset]
-            part[offset:] -= local[offset, offset:, None] * loss
-            losses[offset] = loss
-        columns[end:] -= upper[begin:end, end:].T @ losses
+        wanted = torch.addmm(columns[begin:end], shares[:begin, begin:end].T, losses[:begin])
+        for number, place in enumerate(range(begin, end)):
+            own, centre = scale[groups[place]], zero[groups[place]]
+            target = torch.addmv(wanted[number], losses[begin:place].T, shares[begin:place, place])
+            code = codes[place] = target.div_(own).round_().add_(centre).clamp_(*ends)
+            losses[place] = columns[place] - own * (code - centre)
     return codes
 
 
-def inverse_root(moments: Tensor, damping: float, order: Tensor | None = None) -> Tensor:
-    """Upper U with Uᵀ U = (H + λ I)⁻¹, float64; inputs that never occur count as independent.
+def feedback(moments: Tensor, damping: float, order: Tensor | None = None) -> Tensor:
+    """Strictly upper F with (F + 1) D (F + 1)ᵀ = H + λ I, D diagonal; float64.
 
-    It takes the memory of two matrices like H besides H.
+    Inputs that never occur count as independent. It takes the memory of two matrices like H besides H.
 
     Args:
         order: of the rows and columns of H; by default as they are.
@@ -142,16 +139,18 @@ def inverse_root(moments: Tensor, damping: float, order: Tensor | None = None) -
     diagonal = (moments.diagonal() if order is None else moments.diagonal()[order]).clone()
     mean = float(diagonal.mean())
     diagonal[diagonal <= 0] = mean if mean > 0 else 1.0
+    backwards = torch.arange(len(diagonal), device=moments.device) if order is None else order
+    backwards = backwards.flip(0)
     level = damping
     for _ in range(RETRIES):
-        work = moments.clone() if order is None else moments[order[:, None], order]
-        work.diagonal().copy_(diagonal + level * max(mean, 1e-300))
+        work = moments[backwards[:, None], backwards]
+        work.diagonal().copy_((diagonal + level * max(mean, 1e-300)).flip(0))
         work, failed = torch.linalg.cholesky_ex(work)
-        if int(failed) == 0:
-            work = torch.cholesky_inverse(work)
-            work, failed = torch.linalg.cholesky_ex(work, upper=True)
-            if int(failed) == 0 and bool(torch.isfinite(work).all()):
-                return work
+        if int(failed) == 0 and all_finite(work):
+            # The lower factor of the matrix read from its end is the upper factor of the matrix.
+            work = work.div_(work.diagonal().clone()).flip(0, 1)
+            work.diagonal().zero_()
+            return work
         level = max(10 * level, 1e-6)
     raise torch.linalg.LinAlgError("the second moments of the inputs can't be inverted, however damped")
 

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from compresskit.calibrate.batches import random_batches
 from compresskit.calibrate.blocks import BlockCalibration
+from compresskit.calibrate.forward import hooked
 from compresskit.calibrate.moments import input_moments
 from compresskit.core import anatomy
 from compresskit.errors import InternalError, ModelError
@@ -184,3 +186,54 @@ def test_what_comes_before_the_blocks_must_run_by_itself(what: str) -> None:
         BlockCalibration(random_batches(model)).begin(model)
     assert caught.value.code == "CK-L066"
     assert caught.value.where == "embed_tokens"
+
+
+def test_a_settled_attention_is_run_once_more_and_changes_nothing(family: str) -> None:
+    model = models.tiny(family)
+    batches = random_batches(model, samples=4, max_length=12, batch_size=2)
+    block, *_, following = anatomy.of(model).blocks * 2
+    done = [path for attention in block.attentions for path in attention.members]
+    left, behind = list(block.ffns[0].members), list(following.ffns[0].members)
+    plain, walk = BlockCalibration(batches), BlockCalibration(batches)
+    for one in (plain, walk):
+        one.enter(model, block.path)
+    walk.settle(model, done, left)
+    for _ in range(2):
+        assert_same_inputs(model, left, plain, walk)
+    for one in (plain, walk):
+        one.enter(model, following.path)
+    assert_same_inputs(model, behind, plain, walk)
+
+
+def assert_same_inputs(
+    model: PreTrainedModel, paths: list[str], one: BlockCalibration, other: BlockCalibration
+) -> None:
+    first, second = (input_moments(model, paths, each) for each in (one, other))
+    for path in paths:
+        assert torch.equal(first[path].total, second[path].total)
+        assert first[path].count == second[path].count
+
+
+@pytest.mark.parametrize(
+    ("done", "left", "counted", "times"),
+    [
+        (["attention.self.query", "attention.output.dense"], ["intermediate.dense"], "attention", 1),
+        (["attention.self.query"], ["attention.output.dense"], "attention", 3),
+        (["intermediate.dense"], ["output.dense"], "intermediate", 3),
+    ],
+)
+def test_which_parts_of_a_block_are_kept(done: list[str], left: list[str], counted: str, times: int) -> None:
+    """Those with nothing left to compress in them whose output is no larger than their input; also on the way on."""
+    model = models.tiny("bert")
+    batches = random_batches(model, samples=4, max_length=12, batch_size=2)
+    walk, block = BlockCalibration(batches), "encoder.layer.0"
+    walk.enter(model, block)
+    walk.settle(model, [f"{block}.{path}" for path in done], [f"{block}.{path}" for path in left])
+    calls: list[str] = []
+    inside = next(path for path in (*done, *left) if path.startswith(f"{counted}."))
+    with hooked(model, {f"{block}.{inside}": lambda *_: calls.append(inside)}):
+        for _ in range(2):
+            input_moments(model, [f"{block}.output.dense"], walk)
+        walk.enter(model, "encoder.layer.1")
+    assert len(calls) == times * len(batches)
+    assert not any("forward" in vars(module) for module in model.modules())

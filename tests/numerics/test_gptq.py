@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compresskit.numerics.gptq import gptq, gptq_oracle, inverse_root, output_error
+from compresskit.numerics.gptq import feedback, gptq, gptq_oracle, output_error
 from compresskit.numerics.rtn import quantize
 
 
@@ -72,13 +72,19 @@ def test_moments_that_are_not_finite() -> None:
     with pytest.raises(torch.linalg.LinAlgError, match="finite"):
         gptq(weights(4, 24), gram, 4)
     with pytest.raises(torch.linalg.LinAlgError, match="inverted"):
-        inverse_root(torch.tensor([[1.0, 1e9], [1e9, 1.0]], dtype=torch.float64), 0.01)
+        feedback(torch.tensor([[1.0, 1e9], [1e9, 1.0]], dtype=torch.float64), 0.01)
 
 
-def test_the_root_is_that_of_the_inverse() -> None:
+@pytest.mark.parametrize("ordered", [False, True])
+def test_shares_and_a_diagonal_make_up_the_moments(ordered: bool) -> None:
     rows = inputs(100, 24)
     gram = (rows.T @ rows).double()
-    upper = inverse_root(gram, 0.01)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(3)) if ordered else None
+    shares = feedback(gram, 0.01, order)
+    assert torch.equal(shares, shares.triu(1))
     damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(24, dtype=torch.float64)
-    torch.testing.assert_close(upper.T @ upper, torch.linalg.inv(damped))
-    assert torch.equal(upper, upper.triu())
+    damped = damped if order is None else damped[order][:, order]
+    unit = shares + torch.eye(24, dtype=torch.float64)
+    between = torch.linalg.solve(unit, torch.linalg.solve(unit, damped).T)
+    torch.testing.assert_close(between, between.diagonal().diag(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(unit @ between.diagonal().diag() @ unit.T, damped)

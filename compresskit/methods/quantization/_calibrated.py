@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from compresskit.calibrate.blocks import BlockCalibration
 from compresskit.calibrate.moments import Moments, input_moments, sites_moments
 from compresskit.core import anatomy, surgery
 from compresskit.core.context import Context
@@ -42,13 +43,17 @@ def inputs_in_order(
 
     Whoever loops over it drops what it has of a group's moments before it asks for the next: one Gram matrix at a time.
     """
+    waves = list(_waves(model, shared_inputs(model, sites, context)))
+    paths = [path for wave in waves for group in wave for site in group for path in (site.path, *site.members)]
     done = 0
-    for wave in _waves(model, shared_inputs(model, sites, context)):
+    for wave in waves:
+        if isinstance(context.calibration, BlockCalibration):
+            context.calibration.settle(model, paths[:done], paths[done:])
         found = sites_moments(model, [group[0] for group in wave], context.calibration)
         for group in wave:
             yield group, found.pop(group[0].path)
-            done += len(group)
-            context.progress(done / len(sites), group[-1].path)
+            done += sum(1 + len(site.members) for site in group)
+            context.progress(done / len(paths), group[-1].path)
 
 
 def gptq_or_nearest(
