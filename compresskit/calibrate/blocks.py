@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from mmap import mmap
 from pathlib import Path
 from typing import Any, overload
 
@@ -36,6 +37,9 @@ from compresskit.checkpoint.memory import give_back_freed
 from compresskit.core import anatomy
 from compresskit.core.context import Batch
 from compresskit.errors import InternalError, ModelError
+
+_LARGE = 2**20
+"""Bytes of a tensor that is kept in pages of its own."""
 
 
 class BlockCalibration(Sequence[Batch]):
@@ -145,9 +149,9 @@ class BlockCalibration(Sequence[Batch]):
         if missing:
             fresh: dict[str, list[Any]] = {path: [] for path in missing}
             spent = [outputs for path, outputs in self._stored.items() if path not in needed]
-            memory = spent[0] if len(spent) == len(missing) == 1 else []
+            spent += self._parts.values()
             hooks: dict[str, PostHook] = {
-                path: _keeper(fresh[path], self._scratch, stop=path == missing[-1], memory=memory) for path in missing
+                path: _keeper(fresh[path], self._scratch, stop=path == missing[-1]) for path in missing
             }
             try:
                 with evaluating(model), torch.no_grad(), self._skipping(model) as place, hooked(model, after=hooks):
@@ -181,6 +185,7 @@ class BlockCalibration(Sequence[Batch]):
         """
         if self._current is None:
             return
+        give_back_freed()
         for path in _children(model, self._current):
             if path not in self._parts and _any_inside(path, done) and not _any_inside(path, left):
                 self._parts[path] = [None] * len(self._batches)
@@ -213,7 +218,7 @@ class BlockCalibration(Sequence[Batch]):
             if outputs[index] is not None or _elements(output) > first_tensor(args, kwargs, path).numel():
                 del self._parts[path]
             else:
-                outputs[index] = _kept(output, None, self._scratch)
+                outputs[index] = _kept(output, self._scratch)
 
         return keep
 
@@ -309,44 +314,38 @@ def _not_by_parts(path: str, why: str) -> ModelError:
     )
 
 
-def _keeper(outputs: list[Any], scratch: Path | None, *, stop: bool, memory: Sequence[Any] = ()) -> PostHook:
-    """Append what a module gives to ``outputs``; ``memory`` is what of each batch isn't needed any more.
-
-    It is written over. Memory that is given back and taken again lies in pieces after some blocks.
-    """
+def _keeper(outputs: list[Any], scratch: Path | None, *, stop: bool) -> PostHook:
+    """Append what a module gives to ``outputs``."""
 
     def keep(_module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
-        outputs.append(_kept(output, memory[len(outputs)] if memory else None, scratch))
+        outputs.append(_kept(output, scratch))
         if stop:
             stop_here()
 
     return keep
 
 
-def _kept(output: Any, memory: Any, scratch: Path | None) -> Any:
-    """``output`` with its tensors in ``memory`` where they fit, and else as they are, or in mapped files.
+def _kept(output: Any, scratch: Path | None) -> Any:
+    """``output`` with its tensors in memory of their own, or in mapped files.
 
-    The system may write mapped files out and forget them, as memory needs it. A file has no name any more when this
-    returns, and goes with its tensor.
+    What is large has pages of its own, which go back to the system with it: among what a run takes and gives back it
+    would leave holes that nothing fills. The system may write mapped files out and forget them, as memory needs it. A
+    file has no name any more when this returns, and goes with its tensor.
     """
     if isinstance(output, tuple):
-        parts = memory if isinstance(memory, tuple) and len(memory) == len(output) else [None] * len(output)
-        return tuple(_kept(part, place, scratch) for part, place in zip(output, parts, strict=True))
+        return tuple(_kept(part, scratch) for part in output)
     if not isinstance(output, Tensor) or output.numel() == 0:
         return output
-    if isinstance(memory, Tensor) and _alike(output, memory):
-        return memory.copy_(output)
-    if scratch is None:
+    if scratch is not None:
+        with tempfile.NamedTemporaryFile(dir=scratch) as file:
+            # Reserved now: a disk that is full when a mapped page is written ends the process.
+            os.posix_fallocate(file.fileno(), 0, output.nbytes)
+            kept = torch.from_file(file.name, shared=True, size=output.numel(), dtype=output.dtype)
+    elif output.device.type == "cpu" and output.nbytes >= _LARGE:
+        kept = torch.frombuffer(mmap(-1, output.nbytes), dtype=output.dtype)
+    else:
         return output
-    with tempfile.NamedTemporaryFile(dir=scratch) as file:
-        # Reserved now: a disk that is full when a mapped page is written ends the process.
-        os.posix_fallocate(file.fileno(), 0, output.nbytes)
-        kept = torch.from_file(file.name, shared=True, size=output.numel(), dtype=output.dtype)
     return kept.copy_(output.reshape(-1)).reshape(output.shape)
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
 
 
 def _without_biases(output: Any) -> Any:

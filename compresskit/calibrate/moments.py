@@ -28,6 +28,7 @@ from compresskit.calibrate.forward import (
     run,
     stop_here,
 )
+from compresskit.checkpoint.memory import give_back_freed
 from compresskit.core.context import Batch
 from compresskit.core.sites import Site
 from compresskit.core.weights import view
@@ -278,6 +279,8 @@ def _passes(
             end.done()
             if progress is not None:
                 progress((index + 1) / len(batches), "calibration")
+    if walk is not None:
+        give_back_freed()
 
 
 def refuse_unreached(paths: Sequence[str]) -> None:

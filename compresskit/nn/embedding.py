@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -66,7 +67,7 @@ class _QuantizedTable(QuantizedLayer):
         if zero is None:
             plain = codes.float().unflatten(-1, (groups, -1))
         else:
-            read = unpack_float if exporting() else unpack
+            read = partial(unpack_float, whole_rows=True) if exporting() else unpack
             steps = read(codes, self.bits, self.columns).float().unflatten(-1, (groups, -1))
             plain = steps - read(zero, self.bits, groups).float().unsqueeze(-1)
         values = (plain * scale.unsqueeze(-1)).flatten(-2)

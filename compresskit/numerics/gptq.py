@@ -141,11 +141,11 @@ def feedback(moments: Tensor, damping: float, order: Tensor | None = None) -> Te
     diagonal[diagonal <= 0] = mean if mean > 0 else 1.0
     backwards = torch.arange(len(diagonal), device=moments.device) if order is None else order
     backwards = backwards.flip(0)
-    level = damping
+    level, failed = damping, torch.empty(0, dtype=torch.int32, device=moments.device)
     for _ in range(RETRIES):
         work = moments[backwards[:, None], backwards]
         work.diagonal().copy_((diagonal + level * max(mean, 1e-300)).flip(0))
-        work, failed = torch.linalg.cholesky_ex(work)
+        failed = torch.linalg.cholesky_ex(work, out=(work, failed))[1]
         if int(failed) == 0 and all_finite(work):
             # The lower factor of the matrix read from its end is the upper factor of the matrix.
             work = work.div_(work.diagonal().clone()).flip(0, 1)

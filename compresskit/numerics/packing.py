@@ -63,26 +63,31 @@ def _straddling(chunks: Tensor, begin: int, bits: int, mask: int) -> Tensor:
     return code & mask
 
 
-def unpack_float(packed: Tensor, bits: int, count: int) -> Tensor:
-    """``unpack`` in float32, without shifts of bytes, which the ONNX exporter takes for signed ones; as exact."""
+def unpack_float(packed: Tensor, bits: int, count: int, *, whole_rows: bool = False) -> Tensor:
+    """``unpack`` in float32, without shifts of bytes, which the ONNX exporter takes for signed ones; as exact.
+
+    Args:
+        whole_rows: all codes of a row on one axis from the start. That is faster where it is computed at each run, and
+            keeps some numbers a column in the graph; otherwise the few codes of a chunk share them.
+    """
     values = packed.float()
     if bits == 8:
         return values[..., :count]
-    size = _codes_at_once(bits) * bits // 8
-    if values.shape[-1] % size:
-        values = F.pad(values, (0, -values.shape[-1] % size))
-    chunks = values.unflatten(-1, (-1, size))
+    step = count if whole_rows else _codes_at_once(bits)
+    size = packed_bytes(step, bits)
+    if not whole_rows:
+        values = F.pad(values, (0, -values.shape[-1] % size)).unflatten(-1, (-1, size))
     # All codes of a chunk at once: few operators, and few nodes in the graph of a layer.
-    begins = [divmod(number * bits, 8) for number in range(_codes_at_once(bits))]
+    begins = [divmod(number * bits, 8) for number in range(step)]
     device = packed.device
-    first = chunks.index_select(-1, torch.tensor([byte for byte, _ in begins], device=device))
+    codes = values.index_select(-1, torch.tensor([byte for byte, _ in begins], device=device))
     if any(shift + bits > 8 for _, shift in begins):
         following = torch.tensor([min(byte + 1, size - 1) for byte, _ in begins], device=device)
         reach = torch.tensor([256.0 if shift + bits > 8 else 0.0 for _, shift in begins], device=device)
-        first = first + reach * chunks.index_select(-1, following)
-    codes = torch.floor(first / torch.tensor([2.0**shift for _, shift in begins], device=device))
-    codes = codes - 2**bits * torch.floor(codes / 2**bits)
-    return codes.flatten(-2)[..., :count]
+        codes = codes + reach * values.index_select(-1, following)
+    codes = torch.floor(codes * torch.tensor([0.5**shift for _, shift in begins], device=device))
+    codes = codes - 2.0**bits * torch.floor(codes * 0.5**bits)
+    return codes if whole_rows else codes.flatten(-2)[..., :count]
 
 
 def pack_float(codes: Tensor, bits: int) -> Tensor:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+from mmap import PAGESIZE
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from compresskit.calibrate import blocks
 from compresskit.calibrate.batches import random_batches
 from compresskit.calibrate.blocks import BlockCalibration
 from compresskit.calibrate.forward import hooked
@@ -78,15 +81,24 @@ def test_hidden_states_are_kept_of_one_block_only() -> None:
     assert len(walk._stored) == 1
 
 
-def test_hidden_states_of_a_block_take_the_memory_of_those_before() -> None:
+def test_large_hidden_states_lie_in_pages_of_their_own_and_go_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_LARGE", 1)
     model = models.tiny("gpt2")
-    walk = BlockCalibration(random_batches(model))
-    places = []
-    for path in ("h.1", "h.2"):
-        walk.enter(model, path)
-        places.append([outputs.data_ptr() for outputs in next(iter(walk._stored.values()))])
-    assert len(set(places[0])) == len(walk)
-    assert places[1] == places[0]
+    batches = random_batches(model)
+    walk = BlockCalibration(batches)
+    walk.enter(model, "h.1")
+    (outputs,) = walk._stored.values()
+    first = [weakref.ref(output) for output in outputs]
+    with torch.no_grad():
+        for index, batch in enumerate(batches):
+            given = walk.run(model, index)
+            hidden = model(**batch, output_hidden_states=True).hidden_states[2]
+            assert given is not None
+            assert outputs[index].data_ptr() % PAGESIZE == 0
+            assert torch.equal(given, hidden)
+    walk.enter(model, "h.2")
+    del outputs
+    assert [output() for output in first] == [None] * len(batches)
 
 
 def test_a_failed_pass_leaves_no_half_of_it() -> None:

@@ -18,7 +18,8 @@ def test_packed_without_gaps_and_back(bits: int, count: int, seed: int) -> None:
     for row, found in zip(codes.tolist(), packed, strict=True):
         assert bytes(found.tolist()) == packing.pack_oracle(row, bits)
     assert torch.equal(packing.unpack(packed, bits, count), codes)
-    assert torch.equal(packing.unpack_float(packed, bits, count), codes.float())
+    for whole_rows in (False, True):
+        assert torch.equal(packing.unpack_float(packed, bits, count, whole_rows=whole_rows), codes.float())
     if 8 % bits == 0:
         assert torch.equal(packing.pack_float(codes.float(), bits), packed)
 
