@@ -32,6 +32,9 @@ __all__ = [
 
 Row = dict[str, list[int]]
 
+_BATCH_TOKENS = 4096
+"""The most tokens of a batch, padding counted: what a pass needs on the way grows with them."""
+
 
 def tokenize(
     texts: Sequence[str],
@@ -50,6 +53,7 @@ def tokenize(
 
     Args:
         max_length: tokens a text is cut to; less where model or tokenizer allow less.
+        batch_size: texts in a batch, fewer where texts are long.
         sort_by_length: put texts of similar length together (less padding); otherwise their order is kept.
         warn: told about a ``max_length`` that had to be lowered, and about texts without any token.
 
@@ -61,7 +65,8 @@ def tokenize(
     if sort_by_length:
         rows = sorted(rows, key=_length, reverse=True)
     fill = padding(tokenizer)
-    return [collate(rows[start : start + batch_size], fill) for start in range(0, len(rows), batch_size)]
+    size = max(1, min(batch_size, _BATCH_TOKENS // max(map(_length, rows))))
+    return [collate(rows[start : start + size], fill) for start in range(0, len(rows), size)]
 
 
 def encode(

@@ -9,6 +9,7 @@ import numpy as np
 
 from compresskit import __version__
 from compresskit.export.fuse import fuse
+from compresskit.export.scores import quantize_scores
 
 PRODUCER = "compresskit"
 _INTEGERS = ("INT8", "UINT8")
@@ -29,6 +30,7 @@ def clean(program: Any) -> None:
     fold_sums_of_codes(program.graph)
     fold_transposed_codes(program.graph)
     fuse(program.graph)
+    quantize_scores(program.graph)
     RemoveUnusedNodesPass()(program)
     store_once(program.graph)
     RemoveUnusedFunctionsPass()(program)

@@ -1,7 +1,8 @@
 """Rewrites that make a traced encoder faster in ONNX Runtime and change no attended value.
 
 The exporter splits heads before ``Attention`` and joins them after it, which the operator does itself for rows of
-(B, T, heads x D); and it guards against rows without any attended token, whose outputs nobody reads.
+(B, T, heads x D); and it guards against rows without any attended token, whose outputs nobody reads. Where attention is
+written out, it transposes keys in matrices of all heads, twice.
 """
 
 from __future__ import annotations
@@ -19,6 +20,25 @@ def fuse(graph: Any) -> None:
         if node.op_type == "Attention":
             _drop_guard(graph, node)
             _attend_in_rows(graph, node)
+        elif node.op_type == "Reshape":
+            _transpose_once(graph, node)
+
+
+def _transpose_once(graph: Any, node: Any) -> None:
+    """(B, T, heads, D) to (B, heads, T, D), (B x heads, T, D), (B x heads, D, T), (B, heads, D, T): one Transpose."""
+    import onnx_ir
+
+    turn = _maker(node, "Transpose")
+    merge = _maker(turn, "Reshape")
+    split = _maker(merge, "Transpose")
+    if split is None or _rank(split.outputs[0]) != 4 or _rank(node.outputs[0]) not in (4, None):
+        return
+    if [list(each.attributes.get_ints("perm", [])) for each in (split, turn)] != [_SPLIT_HEADS, [0, 2, 1]]:
+        return
+    whole = onnx_ir.Node("", "Transpose", split.inputs, {"perm": onnx_ir.AttrInt64s("perm", [0, 2, 3, 1])})
+    whole.outputs[0].shape, whole.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    graph.insert_before(node, whole)
+    onnx_ir.convenience.replace_all_uses_with(node.outputs[0], whole.outputs[0])
 
 
 def _drop_guard(graph: Any, attention: Any) -> None:
@@ -95,6 +115,12 @@ def _heads(value: Any) -> int | None:
 
 def _rank(value: Any) -> int | None:
     return None if value.shape is None else len(value.shape)
+
+
+def _maker(node: Any, operator: str) -> Any:
+    """The node that makes the first input of ``node``, or None if there is none, or it is another operator."""
+    maker = None if node is None else node.inputs[0].producer()
+    return maker if maker is not None and maker.op_type == operator else None
 
 
 def _users(value: Any) -> list[Any]:

@@ -31,14 +31,21 @@ class StaticInt8Linear(QuantizedLayer):
         bias: whether there is one.
         smooth: whether inputs are multiplied by ``input_multiplier`` (I,) first, the inverse of a smoothing scale that
             the weights took over.
+        scores: whether results are queries or keys with a known range, ``output_scale``: files of standard operators
+            quantize them too, and runtimes that can multiply them in int8. Here they stay float.
     """
 
     kind: ClassVar[str] = "static_int8_linear"
-    keeps_dtype: ClassVar[frozenset[str]] = frozenset({"weight_scale", "input_scale", "input_multiplier"})
+    keeps_dtype: ClassVar[frozenset[str]] = frozenset(
+        {"weight_scale", "input_scale", "input_multiplier", "output_scale"}
+    )
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, smooth: bool = False) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool, smooth: bool = False, scores: bool = False
+    ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.smooth = in_features, out_features, smooth
+        self.in_features, self.out_features = in_features, out_features
+        self.smooth, self.scores = smooth, scores
         codes = torch.empty(out_features, in_features, dtype=torch.int8)
         self.weight_codes = nn.Parameter(codes, requires_grad=False)
         self.weight_scale = nn.Parameter(torch.empty(out_features, dtype=torch.float32), requires_grad=False)
@@ -46,6 +53,8 @@ class StaticInt8Linear(QuantizedLayer):
         self.input_zero = nn.Parameter(torch.empty((), dtype=torch.uint8), requires_grad=False)
         multiplier = torch.empty(in_features, dtype=torch.float32) if smooth else None
         self.input_multiplier = None if multiplier is None else nn.Parameter(multiplier, requires_grad=False)
+        output_scale = torch.empty((), dtype=torch.float32) if scores else None
+        self.output_scale = None if output_scale is None else nn.Parameter(output_scale, requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     @classmethod
@@ -58,15 +67,19 @@ class StaticInt8Linear(QuantizedLayer):
         input_zero: int,
         multiplier: Tensor | None,
         dtype: torch.dtype,
+        output_scale: float | None = None,
     ) -> StaticInt8Linear:
         """From int8 ``codes`` (O, I) with their scales (O,), already of the smoothed matrix; ``dtype`` of the model."""
         out_features, in_features = codes.shape
-        layer = cls(in_features, out_features, bias is not None, multiplier is not None).to(codes.device, dtype)
+        layer = cls(in_features, out_features, bias is not None, multiplier is not None, output_scale is not None)
+        layer = layer.to(codes.device, dtype)
         layer.weight_codes.data, layer.weight_scale.data = codes.contiguous(), scale.float().reshape(-1)
         layer.input_scale.data = torch.tensor(input_scale, dtype=torch.float32, device=codes.device)
         layer.input_zero.data = torch.tensor(input_zero, dtype=torch.uint8, device=codes.device)
         if layer.input_multiplier is not None and multiplier is not None:
             layer.input_multiplier.data = multiplier.float().clone()
+        if layer.output_scale is not None:
+            layer.output_scale.data = torch.tensor(output_scale, dtype=torch.float32, device=codes.device)
         if layer.bias is not None and bias is not None:
             layer.bias.data = bias.detach().clone()
         return layer
@@ -77,6 +90,7 @@ class StaticInt8Linear(QuantizedLayer):
             "out_features": self.out_features,
             "bias": self.bias is not None,
             "smooth": self.smooth,
+            "scores": self.scores,
         }
 
     @property
@@ -136,29 +150,28 @@ class StaticInt8Linear(QuantizedLayer):
     def standard_onnx(self, x: Tensor) -> Tensor:
         """The nodes of a file without contrib operators: both factors quantized and dequantized before the product."""
 
-        def dequantize(codes: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Tensor:
-            return torch.onnx.ops.symbolic(
-                "DequantizeLinear",
-                (codes, scale, zero),
-                {"axis": axis},
-                dtype=torch.float32,
-                shape=codes.shape,
-                version=_OPSET,
-            )
-
-        left = dequantize(self._quantize(x), self.input_scale, self.input_zero, 1)
+        left = _dequantize(self._quantize(x), self.input_scale, self.input_zero)
         none = torch.zeros(self.out_features, dtype=torch.int8)
-        result = left @ dequantize(self.weight_codes.T, self.weight_scale, none, 1)
-        return result if self.bias is None else result + self.bias
+        result = left @ _dequantize(self.weight_codes.T, self.weight_scale, none)
+        result = result if self.bias is None else result + self.bias
+        if self.output_scale is None:
+            return result
+        none = torch.zeros((), dtype=torch.int8)
+        return _dequantize(_quantize(result, self.output_scale, none), self.output_scale, none)
 
     def _quantize(self, x: Tensor) -> Tensor:
-        return torch.onnx.ops.symbolic(
-            "QuantizeLinear",
-            (x, self.input_scale, self.input_zero),
-            dtype=torch.uint8,
-            shape=x.shape,
-            version=_OPSET,
-        )
+        return _quantize(x, self.input_scale, self.input_zero)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, smooth={self.smooth}"
+        sizes = f"{self.in_features}, {self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}, smooth={self.smooth}, scores={self.scores}"
+
+
+def _quantize(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return torch.onnx.ops.symbolic("QuantizeLinear", (x, scale, zero), dtype=zero.dtype, shape=x.shape, version=_OPSET)
+
+
+def _dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return torch.onnx.ops.symbolic(
+        "DequantizeLinear", (codes, scale, zero), {"axis": 1}, dtype=torch.float32, shape=codes.shape, version=_OPSET
+    )

@@ -31,6 +31,18 @@ def test_batches_are_padded_on_the_right_and_sorted(family: str) -> None:
         assert run(model, batch) is not None
 
 
+def test_long_texts_come_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = ["the cat sat on the mat " * 4] * 3 + TEXTS
+    rows = tokenize(long, models.tokenizer(), models.tiny("bert"))
+    assert len(rows) == 1
+    longest = rows[0]["input_ids"].shape[1]
+    monkeypatch.setattr("compresskit.calibrate.batches._BATCH_TOKENS", 3 * longest + 1)
+    sizes = [batch["input_ids"].shape[0] for batch in tokenize(long, models.tokenizer(), models.tiny("bert"))]
+    assert sizes == [3, 3, 1]
+    monkeypatch.setattr("compresskit.calibrate.batches._BATCH_TOKENS", longest - 1)
+    assert len(tokenize(long, models.tokenizer(), models.tiny("bert"))) == len(long)
+
+
 def test_order_is_kept_when_asked() -> None:
     tokenizer, model = models.tokenizer(), models.tiny("bert")
     batch = tokenize(TEXTS, tokenizer, model, sort_by_length=False)[0]

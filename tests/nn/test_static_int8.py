@@ -13,14 +13,16 @@ from compresskit.numerics.grids import symmetric
 from compresskit.numerics.static_ranges import affine
 
 
-def layer(*, bias: bool = True, smooth: bool = True, inputs: int = 40, outputs: int = 12) -> StaticInt8Linear:
+def layer(
+    *, bias: bool = True, smooth: bool = True, scores: bool = False, inputs: int = 40, outputs: int = 12
+) -> StaticInt8Linear:
     torch.manual_seed(0)
     linear = nn.Linear(inputs, outputs, bias=bias)
     multiplier = torch.rand(inputs) + 0.5 if smooth else None
     matrix = linear.weight.detach() if multiplier is None else linear.weight.detach() / multiplier
     grid = symmetric(matrix, 8)
     return StaticInt8Linear.from_codes(
-        grid.codes, grid.scale, linear.bias, *affine(-3.0, 5.0), multiplier, torch.float32
+        grid.codes, grid.scale, linear.bias, *affine(-3.0, 5.0), multiplier, torch.float32, 0.02 if scores else None
     ).eval()
 
 
@@ -55,8 +57,9 @@ def test_the_weight_is_what_the_product_uses() -> None:
     assert float(error) < 0.02
 
 
-def test_arguments_rebuild_it_and_scales_keep_their_type() -> None:
-    made = layer()
+@pytest.mark.parametrize("scores", [True, False])
+def test_arguments_rebuild_it_and_scales_keep_their_type(scores: bool) -> None:
+    made = layer(scores=scores)
     with torch.device("meta"):
         empty = StaticInt8Linear(**made.arguments())
     assert {name: (tuple(p.shape), p.dtype) for name, p in empty.named_parameters()} == {
@@ -64,6 +67,7 @@ def test_arguments_rebuild_it_and_scales_keep_their_type() -> None:
     }
     half = copy.deepcopy(made).bfloat16()
     assert half.weight_scale.dtype == half.input_scale.dtype == torch.float32
+    assert half.output_scale is None if not scores else half.output_scale.dtype == torch.float32
     assert half(torch.randn(2, 40, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 

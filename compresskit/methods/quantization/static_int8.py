@@ -87,6 +87,9 @@ class StaticInt8(Compressor):
         "gptq", description="codes of weights: the nearest, or those that make up for each other's errors"
     )
     damping: float = Field(0.01, gt=0.0, le=1.0, description="of gptq: share of the mean curvature added to it")
+    scores: bool = Field(
+        True, description="keep the range of queries and keys too: profile `static` multiplies them in int8"
+    )
     largest_error: float | None = Field(
         None, gt=0.0, description="leave an input's matrices float where outputs would move more (relative, squared)"
     )
@@ -95,8 +98,10 @@ class StaticInt8(Compressor):
         """A weight becomes one byte, each row gets a scale, each matrix an input scale and perhaps a multiplier."""
         if self.largest_error is not None:
             return None
+        scored = self._scored(model, sites)
         return sum(
-            weight_bytes(plain) - _stored(plain, self.smooth) for plain in (view(model, site.path) for site in sites)
+            weight_bytes(plain) - _stored(plain, self.smooth, plain.path in scored)
+            for plain in (view(model, site.path) for site in sites)
         )
 
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
@@ -105,11 +110,11 @@ class StaticInt8(Compressor):
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         if self.smooth:
             self._fold_into_values(model, sites, context)
-        groups = shared_inputs(model, sites, context)
+        groups, scored = shared_inputs(model, sites, context), self._scored(model, sites)
         for number, group in enumerate(groups):
             # Gathered anew: the matrices before this one in the block are quantized by now.
             read = self._read(model, group[0], context, gram=self.rounding == "gptq")
-            self._quantize(model, group, read, context)
+            self._quantize(model, group, read, scored, context)
             context.progress((number + 1) / len(groups), group[0].path)
 
     def _read(self, model: PreTrainedModel, site: Site, context: Context, *, gram: bool) -> _Input:
@@ -117,7 +122,21 @@ class StaticInt8(Compressor):
         rows = site_samples(model, site, context.calibration, _SAMPLES).to(device, torch.float32)
         return _Input(rows, site_moments(model, site, context.calibration, gram=gram))
 
-    def _quantize(self, model: PreTrainedModel, group: list[Site], read: _Input, context: Context) -> None:
+    def _scored(self, model: PreTrainedModel, sites: Sequence[Site]) -> frozenset[str]:
+        """Those paths of ``sites`` whose matrix gives queries, or keys, and nothing else."""
+        if not self.scores:
+            return frozenset()
+        asked = {site.path for site in sites}
+        parts = [part for attention in anatomy.of(model).attentions for part in (attention.query, attention.key)]
+        return frozenset(
+            part.path
+            for part in parts
+            if part.path in asked and (part.start, part.stop) == (0, view(model, part.path).out_features)
+        )
+
+    def _quantize(
+        self, model: PreTrainedModel, group: list[Site], read: _Input, scored: frozenset[str], context: Context
+    ) -> None:
         plain = [view(model, site.path) for site in group]
         matrix = torch.cat([finite_weight(item) for item in plain])
         folded = any(context.details.get(site.path, {}).get("smoothing") == "folded" for site in group)
@@ -131,10 +150,12 @@ class StaticInt8(Compressor):
             )
             return
         for site, item in zip(group, plain, strict=True):
-            layer = self._layer(item, read.moments, choice, context)
+            scale = _largest_result(read.rows, item) / _TOP if site.path in scored else None
+            layer = self._layer(item, read.moments, choice, scale, context)
             if item.bias_parameter is not None:
                 layer.bias = item.bias_parameter
-            detail = quantization_detail(item.weight, layer.weight, _stored(item, choice.multiplier is not None))
+            stored = _stored(item, choice.multiplier is not None, scale is not None)
+            detail = quantization_detail(item.weight, layer.weight, stored)
             smoothing: Any = "folded" if folded else choice.alpha
             context.details[site.path] = {**detail, "output_error": choice.error, "smoothing": smoothing}
             surgery.replace(model, site.path, layer)
@@ -177,7 +198,9 @@ class StaticInt8(Compressor):
         rule = "minmax" if self.calibration == "output" else self.calibration
         return static_ranges.observed_range(rows, rule, self.percentile)
 
-    def _layer(self, plain: WeightView, moments: Moments, choice: _Choice, context: Context) -> StaticInt8Linear:
+    def _layer(
+        self, plain: WeightView, moments: Moments, choice: _Choice, output_scale: float | None, context: Context
+    ) -> StaticInt8Linear:
         weight = finite_weight(plain)
         weight = weight if choice.multiplier is None else weight / choice.multiplier
         grid = symmetric(weight, 8)
@@ -188,7 +211,14 @@ class StaticInt8(Compressor):
             except torch.linalg.LinAlgError as error:
                 context.warn(f"{plain.path} is rounded to nearest: {error}")
         return StaticInt8Linear.from_codes(
-            codes, grid.scale, plain.bias, choice.scale, choice.zero, choice.multiplier, plain.weight.dtype
+            codes,
+            grid.scale,
+            plain.bias,
+            choice.scale,
+            choice.zero,
+            choice.multiplier,
+            plain.weight.dtype,
+            output_scale,
         )
 
     def _solved(self, weight: Tensor, scale: Tensor, moments: Moments, choice: _Choice) -> Tensor:
@@ -230,6 +260,13 @@ def _smoothing(activations: Tensor, weights: Tensor, alpha: float | None) -> Ten
     return torch.ones_like(activations) if alpha is None else static_ranges.smoothing(activations, weights, alpha)
 
 
-def _stored(plain: WeightView, smooth: bool) -> int:
-    """Bytes of codes, of a scale a row, of the input's scale and zero point, and of the multiplier."""
-    return plain.weight.numel() + 4 * plain.out_features + _FIXED_BYTES + (4 * plain.in_features if smooth else 0)
+def _largest_result(rows: Tensor, plain: WeightView) -> float:
+    """The largest magnitude among the results for ``rows`` (N, I)."""
+    result = rows @ plain.weight.detach().float().T
+    return max(float((result if plain.bias is None else result + plain.bias.detach().float()).abs().amax()), 1e-12)
+
+
+def _stored(plain: WeightView, smooth: bool, scores: bool) -> int:
+    """Bytes of codes, of a scale a row, of the input's scale and zero point, the multiplier, the results' scale."""
+    more = 4 * plain.in_features * smooth + 4 * scores
+    return plain.weight.numel() + 4 * plain.out_features + _FIXED_BYTES + more
