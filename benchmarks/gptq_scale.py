@@ -61,6 +61,7 @@ def measure(layers: int, samples: int, batch_size: int) -> dict[str, Any]:
     return {
         "layers": layers,
         "tokens": [samples, LENGTH],
+        "batch_size": batch_size,
         "weight_bytes": weights,
         "peak_bytes": peak,
         "peak_over_weights": round(peak / weights, 3),
@@ -85,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=LAYERS)
     parser.add_argument("--samples", type=int, default=128, help="texts of 512 tokens")
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=1, help="texts in a pass; memory grows with them")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--here", action="store_true", help="measure one depth in this process and print it")
     arguments = parser.parse_args()
