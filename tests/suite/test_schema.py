@@ -89,7 +89,7 @@ def test_a_profile_of_ones_own_is_the_harness_profile() -> None:
 
 def test_every_suite_of_the_repository_loads(project_root: Path) -> None:
     found = {path.stem: load(path) for path in sorted((project_root / "benchmarks" / "suites").glob("*.yaml"))}
-    assert set(found) == {"minilm-cpu", "peers-cpu", "smoke"}
+    assert set(found) == {"minilm-cpu", "openvino", "peers-cpu", "smoke"}
     assert all(suite.file.name == name for name, suite in found.items())
     families = {step.method.family for recipe in found["minilm-cpu"].recipes.values() for step in recipe.steps}
     assert families == {"pruning", "decomposition", "quantization", "sharing", "attention", "distillation"}
