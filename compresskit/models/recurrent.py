@@ -15,7 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from compresskit.models.initial import initialise
 from compresskit.models.settings import RecurrentConfig
-from compresskit.nn.recurrent import run_padded
+from compresskit.nn.recurrent_padded import run_padded
 
 _POOLINGS = ("last", "mean", "max")
 

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from compresskit.models.bags import SelectiveAttention
 from compresskit.models.initial import initialise
 from compresskit.models.settings import BiLSTMConfig, EntityStartConfig, PCNNConfig
-from compresskit.nn.recurrent import run_padded
+from compresskit.nn.recurrent_padded import run_padded
 
 
 class _Relation(PreTrainedModel):

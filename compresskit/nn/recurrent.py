@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from compresskit.nn import recurrent_onnx, recurrent_steps
 from compresskit.nn.base import CompressedLayer, exporting
@@ -121,6 +121,11 @@ class Recurrent(CompressedLayer):
         return [self.get_submodule(name) for name in self.names]
 
     @property
+    def watched(self) -> bool:
+        """Whether hooks wait for calls of the matrices."""
+        return any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.matrices)
+
+    @property
     def weight(self) -> Tensor:
         """The matrix (gH, I) on the inputs of the first layer."""
         return cast(Tensor, self.matrices[0].weight)
@@ -156,10 +161,10 @@ class Recurrent(CompressedLayer):
             zeros = data.new_zeros(self.num_layers * self.directions, count, self.hidden_size)
             hx = (zeros, zeros) if self.cell == "lstm" else zeros
         layers = self.matrices
-        if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
+        if self.watched:
             dropout = self.dropout if self.training else 0.0
             return recurrent_steps.run(self.cell, layers, self.directions, data, sizes, hx, dropout)
-        weights = list(self._flat())
+        weights = list(self.flat())
         settings = (weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
         if self.cell == "lstm":
             output, hidden, cell = torch._VF.lstm(data, sizes, cast(tuple[Tensor, Tensor], hx), *settings)
@@ -167,7 +172,7 @@ class Recurrent(CompressedLayer):
         output, hidden = torch._VF.gru(data, sizes, cast(Tensor, hx), *settings)
         return output, hidden
 
-    def _flat(self) -> Iterator[Tensor]:
+    def flat(self) -> Iterator[Tensor]:
         """Weights and biases in the order of torch's kernel."""
         layers = self.matrices
         for inputs, states in zip(layers[::2], layers[1::2], strict=True):
@@ -204,42 +209,6 @@ class Recurrent(CompressedLayer):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.arguments().items())
-
-
-def run_padded(module: nn.Module, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Run an LSTM or GRU (torch's, batch first, or ``Recurrent``) on sequences that are padded on the right.
-
-    The backward direction begins at the last token of each sequence, not in its padding. Also while a model is traced
-    for ONNX, where packed sequences can't be written.
-
-    Args:
-        x: (B, T, I). mask: (B, T), 1 for tokens.
-
-    Returns:
-        The states (B, T, D·H), 0 in the padding, and the last states of the last layer's directions, (B, D·H).
-    """
-    recurrent = cast(Recurrent, module)
-    if exporting():
-        lengths = mask.sum(1).clamp(min=1).to(torch.int32)
-        if isinstance(module, Recurrent):
-            output, state = module.nodes(x.transpose(0, 1), lengths)
-        else:
-            output, state = _stock_nodes(cast(nn.RNNBase, module), x.transpose(0, 1), lengths)
-        output = output.transpose(0, 1)
-    else:
-        packed = pack_padded_sequence(x, mask.sum(1).clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-        found, state = recurrent(packed)
-        output, _ = pad_packed_sequence(cast(PackedSequence, found), batch_first=True, total_length=x.shape[1])
-    hidden = state[0] if isinstance(state, tuple) else state
-    last = hidden[-(1 + int(recurrent.bidirectional)) :]
-    return output, last.transpose(0, 1).flatten(1)
-
-
-def _stock_nodes(module: nn.RNNBase, x: Tensor, lengths: Tensor) -> tuple[Tensor, State]:
-    names = matrix_names(module)
-    shape = Shape(CELLS[type(module)], module.hidden_size, module.num_layers, 1 + module.bidirectional)
-    biases = [getattr(module, name.replace("weight", "bias")) for name in names] if module.bias else None
-    return recurrent_onnx.float_nodes(shape, [getattr(module, name) for name in names], biases, x, lengths, None)
 
 
 def _each(state: State, change: Any) -> State:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from compresskit.nn.int8 import Int8Linear
-from compresskit.nn.recurrent import Recurrent, matrix_names, run_padded
+from compresskit.nn.recurrent import Recurrent, matrix_names
+from compresskit.nn.recurrent_padded import run_padded
 from tests.export.conftest import export_module, run
 
 CELLS = pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
@@ -157,3 +158,48 @@ def test_in_onnx_runtime(cell: type[nn.RNNBase], kind: str, tmp_path: Path) -> N
     for name, tensor in expected.items():
         torch.testing.assert_close(torch.from_numpy(found[name]), tensor, rtol=0, atol=tolerance)
     assert not found["states"][1, 3:].any()
+
+
+@CELLS
+@SHAPES
+@pytest.mark.parametrize("ours", [False, True])
+def test_training_on_rectangles(cell: type[nn.RNNBase], options: dict[str, Any], ours: bool) -> None:
+    """States, last states and all gradients are those of packed sequences."""
+    module, layer = pair(cell, **{**options, "batch_first": True})
+    x = torch.randn(3, 5, 6, requires_grad=True)
+    output, state = module(pack_padded_sequence(x, MASK.sum(1), batch_first=True, enforce_sorted=False))
+    states, _ = pad_packed_sequence(output, batch_first=True, total_length=5)
+    hidden = state[0] if isinstance(state, tuple) else state
+    last = hidden[-(1 + module.bidirectional) :].transpose(0, 1).flatten(1)
+    found = run_padded(layer if ours else module, x, MASK)
+    same(found, (states, last))
+    wanted = [x, *module.parameters()]
+    drawn = torch.randn_like(states), torch.randn_like(last)
+
+    def gradients(of: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((of[0] * drawn[0]).sum() + (of[1] * drawn[1]).sum(), wanted)
+
+    same(gradients(found), gradients((states, last)))
+
+
+def test_dropout_between_layers() -> None:
+    module, _ = pair(nn.LSTM, num_layers=2, batch_first=True, dropout=0.5)
+    x = torch.randn(3, 5, 6)
+    still, _ = run_padded(module, x, MASK)
+    module.train()
+    one, other = (run_padded(module, x, MASK)[0] for _ in range(2))
+    assert not torch.equal(one, other)
+    assert not torch.equal(one, still)
+    module.dropout = 0.0
+    same(run_padded(module, x, MASK)[0], still)
+
+
+def test_training_in_bfloat16() -> None:
+    module, _ = pair(nn.LSTM, bidirectional=True, batch_first=True)
+    x = torch.randn(3, 5, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        states, _ = run_padded(module, x, MASK)
+        states.float().sum().backward()
+    expected, _ = run_padded(module, x, MASK)
+    torch.testing.assert_close(states.float(), expected, rtol=0, atol=2e-2)
+    assert all(parameter.grad is not None for parameter in module.parameters())
