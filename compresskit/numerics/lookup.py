@@ -107,10 +107,7 @@ def binary(weight: Tensor, group: int | None = None, scale_dtype: torch.dtype = 
 
     Rastegari et al., XNOR-Net, 2016 (arXiv 1603.05279), eq. 6.
     """
-    parts = grouped(weight.detach().float().contiguous(), group)
-    scale = parts.abs().mean(-1).to(scale_dtype)
-    codes = (weight >= 0).to(torch.uint8)
-    return Lookup(codes, torch.tensor([[-1.0, 1.0]], device=weight.device), scale)
+    return of_signs(*two_signs(grouped(weight.detach().float().contiguous(), group)), 2, scale_dtype)
 
 
 def ternary(
@@ -121,11 +118,50 @@ def ternary(
     Li et al., Ternary Weight Networks, 2016 (arXiv 1605.04711), eq. 6 and 8.
     """
     parts = grouped(weight.detach().float().contiguous(), group)
+    return of_signs(*three_signs(parts, threshold), 3, scale_dtype)
+
+
+def of_signs(signs: Tensor, scale: Tensor, levels: int, scale_dtype: torch.dtype = torch.float32) -> Lookup:
+    """A matrix of ``signs`` (O, G, g), 1 and -1 and for three ``levels`` 0, times ``scale`` (O, G, 1)."""
+    table = [-1.0, 1.0] if levels == 2 else [-1.0, 0.0, 1.0, 0.0]
+    codes = (signs.flatten(1) + 1) / (2 if levels == 2 else 1)
+    return Lookup(codes.to(torch.uint8), torch.tensor([table], device=signs.device), scale.squeeze(-1).to(scale_dtype))
+
+
+def two_signs(parts: Tensor, curvature: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Signs of ``parts`` (O, G, g) and the scale of each group (O, G, 1): mean |w|, weighted by ``curvature``.
+
+    With the diagonal d of the loss's Hessian it is α = Σ d|w| / Σ d, which moves the loss least (Hou, Yao and Kwok,
+    Loss-aware Binarization, ICLR 2017, arXiv 1611.01600, proposition 3.1).
+    """
+    signs = torch.where(parts >= 0, 1.0, -1.0)
+    return signs, _mean_size(parts, torch.ones_like(parts) if curvature is None else curvature)
+
+
+def three_signs(
+    parts: Tensor, threshold: float = 0.7, curvature: Tensor | None = None, rounds: int = 5
+) -> tuple[Tensor, Tensor]:
+    """-1, 0 or 1 for each of ``parts`` (O, G, g), and the scale of each group (O, G, 1).
+
+    0 up to ``threshold`` times the mean size, and the mean size of the others. With a ``curvature`` that is where
+    ``rounds`` of two alternating steps begin: α = Σ d|w| / Σ d over the kept, and kept is what lies above α / 2 (Hou
+    and Kwok, Loss-aware Weight Quantization, ICLR 2018, arXiv 1802.08635, section 3.1).
+    """
     size = parts.abs()
     kept = size > threshold * size.mean(-1, keepdim=True)
-    scale = ((size * kept).sum(-1) / kept.sum(-1).clamp(min=1)).to(scale_dtype)
-    codes = torch.where(kept, parts.sign() + 1, torch.ones_like(parts)).reshape(weight.shape).to(torch.uint8)
-    return Lookup(codes, torch.tensor([[-1.0, 0.0, 1.0, 0.0]], device=weight.device), scale)
+    if curvature is None:
+        return parts.sign() * kept, _mean_size(parts, kept.float())
+    scale = _mean_size(parts, curvature * kept)
+    for _ in range(rounds):
+        kept = size > scale / 2
+        scale = _mean_size(parts, curvature * kept)
+    return parts.sign() * kept, scale
+
+
+def _mean_size(parts: Tensor, share: Tensor) -> Tensor:
+    """Σ share |w| / Σ share of each group, 0 where all shares are."""
+    total = share.sum(-1, keepdim=True)
+    return (share * parts.abs()).sum(-1, keepdim=True) / torch.where(total > 0, total, 1.0)
 
 
 def codebook(weight: Tensor, bits: int, slices: int = 1, steps: int = KMEANS_STEPS) -> Lookup:

@@ -22,6 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from compresskit.checkpoint.resume import ResumableTrainer, newest_checkpoint
 from compresskit.core import processes
 from compresskit.errors import ModelError, UsageError
+from compresskit.nn.quantized import QuantizedLayer
 from compresskit.train.order import BatchOrder
 
 Collate = Callable[[list[int]], dict[str, Any]]
@@ -38,19 +39,23 @@ def in_float32(model: PreTrainedModel, types: set[torch.dtype]) -> Iterator[None
 
     What isn't trained has the same bits afterwards.
     """
-    half = next((dtype for dtype in types if dtype in (torch.float16, torch.bfloat16)), None)
-    if half is None:
+    if not types & {torch.float16, torch.bfloat16}:
         yield
         return
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     before = {name: tensor.dtype for name, tensor in tensors.items()}
     kept = {name: tensor.data for name, tensor in tensors.items() if not tensor.requires_grad}
+    computing = {layer: layer.dtype for layer in model.modules() if isinstance(layer, QuantizedLayer)}
     nn.Module.float(model)  # PreTrainedModel's own refuses quantized models
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # also codebooks, which layers keep in the type that is stored
+            parameter.data = parameter.data.float()
     try:
         yield
     finally:
         trained = {name: tensor.data for name, tensor in model.named_parameters() if name not in kept}
-        nn.Module.to(model, half)
+        for layer, dtype in computing.items():
+            layer.to(dtype)
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             tensor.data = kept[name] if name in kept else trained[name].to(before[name])
 

@@ -16,6 +16,7 @@ from compresskit.checkpoint.readback import same_bits
 from compresskit.nn.base import CompressedLayer, exporting
 from compresskit.nn.embedding import QuantizedEmbedding, QuantizedHead
 from compresskit.nn.experts import Experts
+from compresskit.nn.fake_lookup import FakeLookupLinear
 from compresskit.nn.fake_quantized import FakeQuantizedLinear
 from compresskit.nn.int8 import Int8Linear
 from compresskit.nn.lookup import LookupLinear
@@ -87,6 +88,8 @@ LAYERS: dict[str, tuple[CompressedLayer, tuple[int, int]]] = {
         FakeQuantizedLinear.from_codes(quantize(torch.randn(12, 40), 4, 8), torch.randn(12, 40), torch.randn(12)),
         (12, 40),
     ),
+    "signs in training": (FakeLookupLinear.from_weight(torch.randn(12, 40), None, 2, scales="learned"), (12, 40)),
+    "three levels in training": (FakeLookupLinear.from_weight(torch.randn(12, 40), None, 3, 8, "loss"), (12, 40)),
     "nf4 of bitsandbytes": (bitsandbytes_nf4(), (12, 40)),
     "nf4 of bitsandbytes, float scales": (bitsandbytes_nf4(double=False), (12, 40)),
     "int8, outliers apart": (mixed_int8(), (12, 40)),

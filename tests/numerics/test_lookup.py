@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -87,6 +89,32 @@ def test_ternary_follows_its_rule_and_beats_signs() -> None:
         expected = torch.where(kept, value.sign() * value.abs()[kept].mean(), torch.zeros_like(value))
         torch.testing.assert_close(found.values()[row].double(), expected)
     assert error(found, weight) < error(lookup.binary(weight), weight)
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+def test_scales_that_move_the_loss_least(levels: int) -> None:
+    """No other scale, and for three levels no other choice of zeros at it, has a smaller weighted error."""
+    torch.manual_seed(0)
+    parts, curvature = torch.randn(3, 2, 8, dtype=torch.float64), torch.rand(3, 2, 8, dtype=torch.float64)
+
+    def error(signs: Tensor, scale: Tensor) -> Tensor:
+        return (curvature * (parts - signs * scale).square()).sum(-1)
+
+    choose = lookup.two_signs if levels == 2 else partial(lookup.three_signs, rounds=50)
+    signs, scale = choose(parts, curvature=curvature)
+    least = error(signs, scale)
+    for factor in (0.9, 0.99, 1.01, 1.1):
+        assert (error(signs, scale * factor) >= least).all()
+    plain_signs, plain_scale = choose(parts)
+    assert (error(plain_signs, plain_scale) >= least - 1e-12).all()
+    for place in range(8):
+        for other in (-1.0, 1.0) if levels == 2 else (-1.0, 0.0, 1.0):
+            moved = signs.clone()
+            moved[..., place] = other
+            assert (error(moved, scale) >= least - 1e-12).all()
+    same = choose(parts, curvature=torch.ones_like(parts))
+    if levels == 2:
+        assert torch.equal(same[1], plain_scale)
 
 
 def kmeans_oracle(values: list[float], levels: list[float], steps: int) -> float:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, cast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, cast
 
 from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
 from compresskit.core import surgery
-from compresskit.core.compressor import Compressor, Gain
+from compresskit.core.compressor import Gain
 from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
 from compresskit.methods.quantization._packed import WHOLE_BITS, Bits, finite_weight, install_layer, refuse_packed_site
+from compresskit.methods.quantization._self_taught import SelfTaught
 from compresskit.methods.quantization._shared import quantization_detail, users_of_weight, weight_bytes
 from compresskit.nn.lookup import LookupLinear
 from compresskit.nn.product import ProductEmbedding
@@ -27,11 +29,17 @@ _ENTRY_BITS = 8
 
 
 @register
-class Codebook(Compressor):
+class Codebook(SelfTaught):
     """Weights as entries of a k-means codebook for each matrix; embedding tables in product codes, bytes for a row.
 
     For a table, each ``width`` columns of a row are one of 256 short vectors: width 4 is 2 bits a weight. A lookup
     gathers codes and vectors. Tables that a head is tied to are left to quantization.embedding.
+
+    With ``train`` all codebooks are trained together towards what the model gave before; codes, and all else, stay.
+
+    ```yaml
+    - quantization.codebook: {targets: [embeddings.word_embeddings], width: 8, train: 300}
+    ```
     """
 
     family: ClassVar[str] = "quantization"
@@ -45,6 +53,7 @@ class Codebook(Compressor):
     slices: int = Field(1, ge=1, description="equal slices of a matrix's rows with a codebook each")
     width: int = Field(4, ge=1, description="columns of a table that one code stands for")
     steps: int = Field(25, ge=0, le=1000, description="at most so many steps of k-means")
+    lr: float = Field(1e-3, gt=0, le=1, description="of training: peak learning rate of AdamW")
 
     def nothing_asked(self) -> str | None:
         """16 bits and more."""
@@ -53,6 +62,8 @@ class Codebook(Compressor):
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
         if self.nothing_asked():
             return None
+        if headless := self.refuse_training(model):
+            return headless
         plain = view(model, site.path)
         if site.kind == "embedding":
             return self._refuse_table(model, plain)
@@ -90,6 +101,26 @@ class Codebook(Compressor):
     def apply(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         if self.nothing_asked():
             return
+        if not self.train:
+            self._code(model, sites, context)
+            return
+        before = {site.path: view(model, site.path).weight.detach() for site in sites}
+        with _flags_kept(model):
+            self.teach(model, context, lambda: self._begin(model, sites, context), freeze_embeddings=False)
+        for path, weight in before.items():
+            layer: Any = model.get_submodule(path)
+            _codebook_of(layer).requires_grad_(False)
+            detail = quantization_detail(weight, layer.weight, 0)
+            context.details[path] |= {"relative_error": detail["relative_error"]}
+
+    def _begin(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
+        """Put the codes in place, with nothing to train but the codebooks."""
+        self._code(model, sites, context)
+        model.requires_grad_(False)
+        for site in sites:
+            _codebook_of(model.get_submodule(site.path)).requires_grad_(True)
+
+    def _code(self, model: PreTrainedModel, sites: Sequence[Site], context: Context) -> None:
         for number, site in enumerate(sites):
             plain = view(model, site.path)
             if plain.table:
@@ -110,3 +141,18 @@ class Codebook(Compressor):
         layer = ProductEmbedding.from_codes(codes, books, padding, plain.weight.dtype)
         context.details[plain.path] = quantization_detail(plain.weight, layer.weight, layer.stored_bytes())
         surgery.replace(model, plain.path, layer)
+
+
+def _codebook_of(layer: nn.Module) -> nn.Parameter:
+    return cast(nn.Parameter, layer.books if isinstance(layer, ProductEmbedding) else layer.levels)
+
+
+@contextmanager
+def _flags_kept(model: PreTrainedModel) -> Iterator[None]:
+    """Which parameters can be trained is afterwards as before, where they are still there."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

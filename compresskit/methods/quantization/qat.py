@@ -15,7 +15,6 @@ import torch
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.outputs import output_kind
 from compresskit.core import surgery
 from compresskit.core.compressor import Gain, Need
 from compresskit.core.context import Context
@@ -23,6 +22,7 @@ from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
 from compresskit.methods.quantization._int8 import int8_bytes
 from compresskit.methods.quantization._packed import SymmetricOrNot, finite_weight, refuse_packed_site, stored_bytes
+from compresskit.methods.quantization._self_taught import refuse_headless
 from compresskit.methods.quantization._shared import quantization_detail, refuse_integer_site, weight_bytes
 from compresskit.nn.fake_quantized import FakeQuantizedLinear
 from compresskit.numerics.grids import symmetric
@@ -79,8 +79,8 @@ class Qat(SymmetricOrNot, Training):
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
         if self.nothing_asked():
             return None
-        if output_kind(model) == "embedding" and getattr(model.config, "is_encoder_decoder", False):
-            return f"{type(model).__name__} has no head to train towards; load it with its language head"
+        if headless := refuse_headless(model):
+            return headless
         if self.inputs != "float":
             return refuse_integer_site(model, site)
         return refuse_packed_site(model, site, self.columns)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
+from compresskit.calibrate.batches import tokenize
+from compresskit.calibrate.text import builtin_texts
+from compresskit.checkpoint.source import open_source
 from compresskit.core.compressor import Compressor
 from compresskit.core.context import Context
 from compresskit.core.targets import resolve
 from compresskit.core.weights import view
 from compresskit.errors import RecipeError
+from compresskit.methods.quantization._few import FewLevels
 from compresskit.methods.quantization.binary import Binary
 from compresskit.methods.quantization.codebook import Codebook
 from compresskit.methods.quantization.nf4 import Nf4
@@ -21,7 +27,10 @@ from compresskit.methods.quantization.ternary import Ternary
 from compresskit.nn.lookup import LookupLinear
 from compresskit.nn.product import ProductEmbedding
 from compresskit.pipeline.ledger import size_of
+from compresskit.tasks.fidelity import Reference
 from tests import models
+
+TEXTS = ["the cat sat on the mat", "a big dog runs fast", "good film we like", "the book is not bad"] * 4
 
 METHODS: list[Compressor] = [
     Nf4(),
@@ -108,3 +117,86 @@ def test_equal_seeds_give_equal_codebooks() -> None:
     first, second = (quantized(original, Codebook())[0] for _ in range(2))
     table = "embeddings.word_embeddings"
     assert torch.equal(first.get_submodule(table).weight, second.get_submodule(table).weight)
+
+
+TRAINED: list[Compressor] = [
+    Binary(train=2, batch=4, max_length=12, group=16),
+    Binary(train=2, batch=4, max_length=12, scales="learned"),
+    Ternary(train=2, batch=4, max_length=12),
+    Ternary(train=2, batch=4, max_length=12, scales="learned"),
+    Ternary(train=2, batch=4, max_length=12, scales="loss", group=16),
+]
+
+
+@pytest.mark.parametrize("method", TRAINED, ids=repr)
+@pytest.mark.parametrize("name", ["bert", "gpt2", "albert"])
+def test_training_through_the_levels(name: str, method: FewLevels) -> None:
+    """Sizes as predicted, in the layers of the method without training; only tables are left as they are."""
+    original = models.tiny(name, task="lm" if name == "gpt2" else "base")
+    sites = resolve(original, method).sites
+    model, context = copy.deepcopy(original), Context(tokenizer=models.tokenizer(), texts=TEXTS)
+    method.apply(model, sites, context)
+    assert method.requirements() == {"training"}
+    assert size_of(original).bytes - size_of(model).bytes == method.predicted_saving(original, sites)
+    assert size_of(model).parameters == size_of(original).parameters
+    assert {type(model.get_submodule(site.path)) for site in sites} == {LookupLinear}
+    assert context.details["training"]["steps"] == 2
+    assert all(context.details[site.path]["relative_error"] > 0 for site in sites)
+    assert not model.training
+
+
+@pytest.mark.parametrize("scales", ["mean", "learned", "loss"])
+@pytest.mark.parametrize("kind", [Binary, Ternary])
+def test_training_wins_most_of_it_back(kind: type[FewLevels], scales: str, shared_data: Path) -> None:
+    """A trained Llama of 260,000 weights, judged on texts that neither saw."""
+    source = open_source(shared_data / "models" / "stories260K" / "hf")
+    original, tokenizer = source.load_model(), source.load_tokenizer()
+    held_out = tokenize(builtin_texts(24, 1, split="heldout"), tokenizer, original, 48)
+    reference = Reference.of(original, {"text": held_out})
+    found = []
+    for method in (kind(), kind(train=40, batch=8, max_length=48, lr=2e-3, scales=scales)):
+        model = copy.deepcopy(original)
+        context = Context(tokenizer=tokenizer, texts=builtin_texts(320, 0))
+        method.apply(model, resolve(model, method).sites, context)
+        found.append(reference.compare(model)["kl_mean"])
+    assert found[1] < 0.7 * found[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (Binary, {"scales": "loss"}),
+        (Ternary, {"scales": "learned"}),
+        (Ternary, {"train": 1, "scales": "learned", "group": 16}),
+    ],
+)
+def test_scales_that_no_step_finds(kind: type[FewLevels], options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"train|group"):
+        kind.model_validate(options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"width": 2}, {"bits": 3, "targets": ("*query", "*key")}, {"targets": ("*",), "ignore": ("pooler.*",)}],
+    ids=str,
+)
+def test_codebooks_trained_together(options: dict[str, Any]) -> None:
+    """Codes stay, codebooks move; nothing else does, and what could be trained before still can."""
+    original = models.tiny("bert")
+    texts = {"tokenizer": models.tokenizer(), "texts": TEXTS}
+    still, moved = copy.deepcopy(original), copy.deepcopy(original)
+    method = Codebook.model_validate(options)
+    method.apply(still, resolve(still, method).sites, Context(**texts))
+    trained = Codebook.model_validate({**options, "train": 12, "batch": 4, "max_length": 12, "lr": 1e-2})
+    context = Context(**texts)
+    sites = resolve(moved, trained).sites
+    trained.apply(moved, sites, context)
+    assert trained.requirements() == {"training"}
+    assert context.details["training"]["last_loss"] < context.details["training"]["first_loss"]
+    changed = {name for name, tensor in moved.state_dict().items() if not torch.equal(tensor, still.state_dict()[name])}
+    assert changed == {f"{site.path}.{'books' if site.kind == 'embedding' else 'levels'}" for site in sites}
+    flags = [{name for name, each in model.named_parameters() if each.requires_grad} for model in (still, moved)]
+    assert flags[0] == flags[1]
+    assert size_of(moved).bytes == size_of(still).bytes
+    for site in sites:
+        assert context.details[site.path]["relative_error"] > 0

@@ -1,0 +1,72 @@
+"""Training of a quantized model towards what it gave before: the model in floats teaches itself in few bits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict
+
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from compresskit.calibrate.outputs import output_kind
+from compresskit.calibrate.text import builtin_texts, vocabulary_words
+from compresskit.core.compressor import Compressor, Need
+from compresskit.core.context import Context
+from compresskit.train.loop import RecoveryOptions
+from compresskit.train.objective import towards_output
+from compresskit.train.recovery import recover
+
+
+class SelfTaught(Compressor):
+    """Options of a method that may train what it has rounded."""
+
+    train: int = Field(0, ge=0, le=10_000_000, description="steps of training towards the model before; 0: none")
+    lr: float = Field(5e-4, gt=0, le=1, description="of training: peak learning rate of AdamW")
+    batch: int = Field(32, ge=1, le=65_536, description="of training: texts that a process takes at once")
+    max_length: int = Field(64, ge=2, le=131_072, description="of training: tokens a text is cut to")
+    texts: int = Field(4096, ge=1, le=100_000, description="of training: built-in texts, where the run has none")
+
+    def requirements(self) -> frozenset[Need]:
+        """Nothing without training."""
+        return frozenset({"training"} if self.train else ())
+
+    def refuse_training(self, model: PreTrainedModel) -> str | None:
+        """Why ``model`` can't teach itself, or None."""
+        return refuse_headless(model) if self.train else None
+
+    def teach(
+        self,
+        model: PreTrainedModel,
+        context: Context,
+        begin: Callable[[], None],
+        *,
+        freeze: tuple[str, ...] = (),
+        freeze_embeddings: bool = True,
+    ) -> None:
+        """Let ``begin`` change ``model``, and train it towards what it was.
+
+        Args:
+            freeze: globs of parameters that stay as they are. freeze_embeddings: whether all tables do.
+        """
+        options = RecoveryOptions(
+            steps=self.train,
+            lr=self.lr,
+            batch=self.batch,
+            max_length=self.max_length,
+            freeze=freeze,
+            freeze_embeddings=freeze_embeddings,
+        )
+        words = vocabulary_words(context.tokenizer)
+        texts = list(context.texts) or builtin_texts(self.texts, context.seed, vocabulary=words)
+        teacher = copy.deepcopy(model).eval()
+        begin()
+        outcome = recover(model, context, towards_output(model, 1.0), texts, options, teacher=teacher)
+        context.details["training"] = asdict(outcome)
+
+
+def refuse_headless(model: PreTrainedModel) -> str | None:
+    """Why ``model`` has no output to train towards, or None."""
+    if output_kind(model) == "embedding" and getattr(model.config, "is_encoder_decoder", False):
+        return f"{type(model).__name__} has no head to train towards; load it with its language head"
+    return None
