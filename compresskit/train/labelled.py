@@ -287,7 +287,7 @@ class _Run:
             for item, value in zip(self.learned(), state["learned"], strict=True):
                 item.copy_(value)
 
-    def learned(self) -> list[Tensor]:
+    def learned(self) -> list[nn.Parameter]:
         """What the rule of the temperatures learns."""
         return [] if self.rule is None else self.rule.learned()
 

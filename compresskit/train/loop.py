@@ -21,7 +21,7 @@ from compresskit.checkpoint.plainstate import read_state, write_state
 from compresskit.core import processes
 from compresskit.core.context import Context
 from compresskit.errors import DataError
-from compresskit.train.objective import Objective, Scheduled
+from compresskit.train.objective import Objective, Scheduled, Stepping
 from compresskit.train.order import BatchOrder, by_length
 from compresskit.train.teacher_cache import TeacherOutputs
 from compresskit.train.trainer import StudentTrainer, in_bfloat16, training_arguments
@@ -225,13 +225,17 @@ class _RecoveryTrainer(StudentTrainer):
     def observe(self, loss: float) -> None:
         self.loop.observe(loss)
 
+    def stepped(self) -> None:
+        if isinstance(self.loop.objective, Stepping):
+            self.loop.objective.advance()
+
     def more_parameters(self) -> Sequence[Tensor]:
         return [] if self.loop.learned is None else list(self.loop.learned.parameters())
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if fresh and self.loop.learned is not None:
+        if fresh and self.loop.learned is not None and not isinstance(self.loop.objective, Stepping):
             rate = self.args.learning_rate * LEARNED_FASTER
             optimizer.add_param_group({"params": list(self.loop.learned.parameters()), "lr": rate, "weight_decay": 0.0})
         return optimizer

@@ -71,6 +71,20 @@ class Scheduled(Protocol):
         ...
 
 
+@runtime_checkable
+class Stepping(Protocol):
+    """An objective that learns something by steps of its own, when the student takes one."""
+
+    @property
+    def learned(self) -> nn.Module:
+        """What it learns; not the optimizer's."""
+        ...
+
+    def advance(self) -> None:
+        """Take a step by the gradients."""
+        ...
+
+
 @dataclass
 class EmbeddingObjective:
     """Mean of 1 - cos between embeddings, ``hidden`` times the relative error of the last hidden states, and
@@ -132,6 +146,21 @@ class ResponseObjective:
     per_token: frozenset[str] = frozenset({"state", "logits", "top", "words"})
     _head: nn.Module | None = field(default=None, repr=False)
     _state: bool = False
+    _share: float = field(default=0.0, repr=False)
+
+    def come_to(self, share: float) -> None:
+        """What a rule of temperatures goes by that changes in training."""
+        self._share = share
+
+    @property
+    def learned(self) -> nn.Module:
+        """Temperatures."""
+        return nn.ParameterList([] if self.policy is None else self.policy.learned())
+
+    def advance(self) -> None:
+        """As the policy does."""
+        if self.policy is not None:
+            self.policy.advance()
 
     def key(self) -> str:
         return f"response {self._state}" + (f" {self.top_k} {self.temperature}" if self.top_k is not None else "")
@@ -195,7 +224,7 @@ class ResponseObjective:
     def compare(self, ours: Tensor, theirs: Tensor) -> Tensor:
         """The loss between logits (N, V)."""
         if self.policy is not None:
-            temperatures = self.policy.prepare(theirs)(theirs, ours)
+            temperatures = self.policy.prepare(theirs)(theirs, ours, self._share)
             return dynamic_loss(ours, theirs, None, *temperatures, 1.0, squared=True)
         if self.divergence is None:
             compute = binary_response_loss if self.binary else response_loss

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compresskit.numerics import temperatures as rules
 from compresskit.numerics.fusion import wide
@@ -32,7 +32,7 @@ class Policy(Protocol):
         """Temperatures for logits (N, C); ``progress`` is the share of training that is done."""
         ...
 
-    def learned(self) -> list[Tensor]:
+    def learned(self) -> list[nn.Parameter]:
         """What it learns."""
         ...
 
@@ -44,7 +44,7 @@ class Policy(Protocol):
 class _Unlearned:
     """A policy that learns nothing."""
 
-    def learned(self) -> list[Tensor]:
+    def learned(self) -> list[nn.Parameter]:
         return []
 
     def advance(self) -> None:
@@ -168,7 +168,7 @@ class Curriculum(_Unprepared):
     lowest: float = 1.0
     width: float = 4.0
     lr: float = 0.1
-    value: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True), repr=False)
+    value: nn.Parameter = field(default_factory=lambda: nn.Parameter(torch.zeros(())), repr=False)
 
     def __call__(self, teacher: Tensor, student: Tensor, progress: float = 0.0) -> Pair:
         weight = (1 - float(torch.cos(torch.tensor(torch.pi * min(1.0, max(0.0, progress)))))) / 2
@@ -176,13 +176,13 @@ class Curriculum(_Unprepared):
         found = (self.lowest + self.width * reversed_value.sigmoid()).to(teacher.device) * _ones(teacher)
         return found, found
 
-    def learned(self) -> list[Tensor]:
+    def learned(self) -> list[nn.Parameter]:
         return [self.value]
 
     def advance(self) -> None:
         if self.value.grad is not None:
             with torch.no_grad():
-                self.value -= self.lr * self.value.grad
+                self.value.sub_(self.lr * self.value.grad)
             self.value.grad = None
 
 

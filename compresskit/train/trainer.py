@@ -147,6 +147,9 @@ class StudentTrainer(ResumableTrainer):
     def observe(self, loss: float) -> None:
         """Note the loss of a step."""
 
+    def stepped(self) -> None:
+        """All gradients of a step are there, before the optimizer takes it."""
+
     def more_parameters(self) -> Sequence[Tensor]:
         """What is learned beside the model."""
         return ()
@@ -179,6 +182,7 @@ class StudentTrainer(ResumableTrainer):
             if processes.count() > 1:
                 trained = [item for item in self._plain_model().parameters() if item.requires_grad]
                 processes.average([*trained, *self.more_parameters()])
+            self.stepped()
         return loss
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:

@@ -14,6 +14,8 @@ from compresskit.core.context import Context
 from compresskit.errors import DataError
 from compresskit.train.inner import InnerObjective, LayerMap, layer_pairs, look
 from compresskit.train.loop import RecoveryOptions
+from compresskit.train.objective import ResponseObjective
+from compresskit.train.policies import Curriculum
 from compresskit.train.recovery import recover
 from tests import models
 
@@ -124,9 +126,11 @@ def test_pruned_students() -> None:
     assert caught.value.code == "CK-D072"
 
 
-def test_projections_are_kept_when_training_is_stopped(tmp_path: Path) -> None:
-    """Stopped and resumed gives the same bits, projections included."""
-    teacher = models.tiny("bert", hidden_size=96, num_attention_heads=6)
+@pytest.mark.parametrize("kind", ["projections", "temperature"])
+def test_what_an_objective_learns_is_kept_when_training_is_stopped(kind: str, tmp_path: Path) -> None:
+    """Stopped and resumed gives the same bits, projections and temperature included."""
+    task = "base" if kind == "projections" else "classifier"
+    teacher = models.tiny("bert", task=task, hidden_size=96, num_attention_heads=6)
     options = RecoveryOptions(steps=6, lr=2e-3, batch=8, max_length=12, save_every=2)
 
     class Stopped(Exception):
@@ -136,14 +140,20 @@ def test_projections_are_kept_when_training_is_stopped(tmp_path: Path) -> None:
         if share > 0.2 + 0.8 * 4.5 / 6:
             raise Stopped
 
+    def begun() -> tuple[Any, Any]:
+        objective = InnerObjective(hidden=1.0) if kind == "projections" else ResponseObjective(policy=Curriculum())
+        return models.tiny("bert", 1, task=task), objective
+
     results = []
     for folder, stops in ((tmp_path / "whole", False), (tmp_path / "parts", True)):
-        student, objective = models.tiny("bert", seed=1), InnerObjective(hidden=1.0)
+        student, objective = begun()
         context = Context(tokenizer=models.tokenizer(), teacher=lambda: teacher, work=folder)
         if stops:
             with pytest.raises(Stopped):
                 recover(student, replace(context, progress=stop), objective, TEXTS, options)
-            student, objective = models.tiny("bert", seed=1), InnerObjective(hidden=1.0)
+            student, objective = begun()
         recover(student, context, objective, TEXTS, options)
         results.append([*student.state_dict().values(), *objective.learned.state_dict().values()])
+    if kind == "temperature":
+        assert float(results[0][-1]) != 0
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

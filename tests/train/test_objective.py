@@ -15,6 +15,7 @@ from compresskit.errors import DataError
 from compresskit.numerics.divergences import generalized_jsd, kl, skew_kl
 from compresskit.train.losses import binary_response_loss
 from compresskit.train.objective import Divergence, ResponseObjective
+from compresskit.train.policies import Annealed, Curriculum
 from compresskit.train.teacher_cache import CachedOutputs, teacher_outputs
 from tests import models
 
@@ -124,3 +125,32 @@ def test_a_teacher_with_another_vocabulary_is_told_what_to_use() -> None:
         ResponseObjective().prepare(teacher, student, models.inputs("gpt2"))
     assert caught.value.code == "CK-D073"
     assert "distillation.uld" in caught.value.fix
+
+
+def test_an_annealed_temperature_falls_to_one() -> None:
+    """At the end it is the loss at T = 1, times 1; before, that of softer targets."""
+    student, teacher = models.tiny("bert", 1, task="classifier"), models.tiny("bert", task="classifier")
+    batch = models.inputs("bert", padded=True)
+    objective = ResponseObjective(policy=Annealed())
+    begun = loss_of(objective, student, teacher, batch)
+    objective.come_to(1.0)
+    ended = loss_of(objective, student, teacher, batch)
+    torch.testing.assert_close(ended, loss_of(ResponseObjective(1.0), student, teacher, batch))
+    assert not torch.equal(begun, ended)
+
+
+def test_a_learned_temperature_makes_the_task_harder() -> None:
+    """Nothing at first, where gradients count nothing; later a step up the loss."""
+    student, teacher = models.tiny("bert", 1, task="classifier"), models.tiny("bert", task="classifier")
+    batch = models.inputs("bert", padded=True)
+    objective = ResponseObjective(policy=Curriculum(lr=1.0))
+    (value,) = objective.learned.parameters()
+    before = loss_of(objective, student, teacher, batch)
+    before.backward()
+    objective.advance()
+    assert float(value.detach()) == 0
+    objective.come_to(1.0)
+    loss_of(objective, student, teacher, batch).backward()
+    objective.advance()
+    assert float(value.detach()) != 0
+    assert float(loss_of(objective, student, teacher, batch).detach()) > float(before.detach())

@@ -39,8 +39,8 @@ class Logits(Distillation):
         2.0, gt=0, le=100, description="softens both distributions; the loss is scaled by its square"
     )
 
-    policy: Literal["fixed", "exp", "range", "standardized", "dtkd"] = Field(
-        "fixed", description="temperature: one for all, or a rule for each row (see distillation.midtd)"
+    policy: Literal["fixed", "exp", "range", "standardized", "dtkd", "annealed", "curriculum"] = Field(
+        "fixed", description="temperature: one for all, a rule for each row, or for the time (see distillation.midtd)"
     )
 
     top_k: int | None = Field(

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from compresskit.calibrate.outputs import output_kind
 from compresskit.calibrate.text import builtin_texts, vocabulary_words
+from compresskit.core import processes
 from compresskit.core.compressor import Compressor, Need
 from compresskit.core.context import Context
 from compresskit.train.loop import RecoveryOptions
@@ -62,6 +63,7 @@ class SelfTaught(Compressor):
         teacher = copy.deepcopy(model).eval()
         begin()
         outcome = recover(model, context, towards_output(model, 1.0), texts, options, teacher=teacher)
+        processes.synchronise(model)  # what layers have felt, each process by its own texts
         context.details["training"] = asdict(outcome)
 
 

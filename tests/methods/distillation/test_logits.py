@@ -67,7 +67,7 @@ def test_bad_options_are_refused(options: dict[str, float]) -> None:
         Logits(**options)
 
 
-@pytest.mark.parametrize("policy", ["exp", "range", "standardized", "dtkd"])
+@pytest.mark.parametrize("policy", ["exp", "range", "standardized", "dtkd", "annealed", "curriculum"])
 def test_each_policy_of_temperatures_trains(policy: str, tmp_path: Path) -> None:
     teacher, student = models.tiny("bert", task="classifier"), models.tiny("bert", 1, task="classifier")
     before = [parameter.detach().clone() for parameter in student.parameters()]
