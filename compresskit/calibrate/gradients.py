@@ -9,7 +9,7 @@ Shapes: B batch, T tokens, N attended tokens, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -43,6 +43,75 @@ def output_gradients(
     Raises:
         DataError: CK-D003, if there are no batches.
     """
+    sums, counts = _sums(model, paths, batches, _outer, seed, scalar, progress)
+    return {path: sums[path] / counts[path] for path in paths if path in sums and bool((sums[path] != 0).any())}
+
+
+def gradient_sizes(
+    model: PreTrainedModel,
+    paths: Sequence[str],
+    batches: Sequence[Batch],
+    *,
+    seed: int = 0,
+    scalar: Scalar = probe,
+    progress: Callable[[float, str], None] | None = None,
+) -> dict[str, float]:
+    """E[g²], the mean over attended tokens and outputs: the trace of the Fisher matrix of the outputs, over its size.
+
+    An error of the outputs with the mean square e moves the result by as much as E[g²] e, where it knows nothing of the
+    gradients. It is 0 for modules that no gradient reaches. Arguments and errors are those of ``output_gradients``.
+    """
+    sums, counts = _sums(model, paths, batches, _squares, seed, scalar, progress)
+    return {path: float(sums[path]) / counts[path] if path in sums else 0.0 for path in paths}
+
+
+def weight_gradients(
+    model: PreTrainedModel,
+    weights: Mapping[str, nn.Parameter],
+    batches: Sequence[Batch],
+    *,
+    seed: int = 0,
+    scalar: Scalar = probe,
+) -> dict[str, float]:
+    """Σ ‖∂s/∂W‖² over the batches, wherever W is used: the trace of its Fisher matrix, as s probes by chance.
+
+    Hutchinson's estimator, as HAWQ-V2 has it (Dong et al., NeurIPS 2020, arXiv 1911.03852, eq. 6), of J Jᵀ.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sums = dict.fromkeys(weights, 0.0)
+    with evaluating(model), _frozen(model), torch.enable_grad():
+        for parameter in weights.values():
+            parameter.requires_grad_()
+        try:
+            for batch in batches:
+                value = scalar(model, batch, generator)
+                found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+                for path, gradient in zip(weights, found, strict=True):
+                    sums[path] += 0.0 if gradient is None else float(gradient.double().square().sum())
+        finally:
+            for parameter in weights.values():
+                parameter.requires_grad_(False)
+    return sums
+
+
+def _outer(rows: Tensor) -> Tensor:
+    return (rows.T @ rows).double()
+
+
+def _squares(rows: Tensor) -> Tensor:
+    return rows.square().mean(1).double().sum()
+
+
+def _sums(
+    model: PreTrainedModel,
+    paths: Sequence[str],
+    batches: Sequence[Batch],
+    reduce: Callable[[Tensor], Tensor],
+    seed: int,
+    scalar: Scalar,
+    progress: Callable[[float, str], None] | None,
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """``reduce`` of the gradients (N, O), added up, and the numbers of tokens."""
     if len(batches) == 0:
         raise DataError("CK-D003", "there are no calibration batches", fix="give calibration data")
     generator = torch.Generator().manual_seed(seed)
@@ -55,7 +124,7 @@ def output_gradients(
         def add(gradient: Tensor) -> None:
             rows = attended.rows(path, gradient, current[0])
             rows = rows if rows.dtype == torch.float64 else rows.float()
-            moment = (rows.T @ rows).double().cpu()
+            moment = reduce(rows).cpu()
             sums[path] = sums[path] + moment if path in sums else moment
             counts[path] = counts.get(path, 0) + rows.shape[0]
 
@@ -81,7 +150,7 @@ def output_gradients(
                 value.backward()
             if progress is not None:
                 progress((index + 1) / len(batches), "sensitivity")
-    return {path: sums[path] / counts[path] for path in paths if path in sums and bool((sums[path] != 0).any())}
+    return sums, counts
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit.calibrate.gradients import output_gradients
+from compresskit.calibrate.gradients import gradient_sizes, output_gradients, weight_gradients
 from compresskit.calibrate.outputs import forward
 from compresskit.core import anatomy
 from compresskit.core.context import Batch
@@ -104,3 +104,31 @@ def test_no_batches() -> None:
     with pytest.raises(DataError) as error:
         output_gradients(models.tiny("bert"), ["pooler.dense"], [])
     assert error.value.code == "CK-D003"
+
+
+def test_sizes_are_traces_over_the_number_of_outputs() -> None:
+    model, batches = models.tiny("bert"), [models.inputs("bert", padded=True, seed=seed) for seed in range(3)]
+    paths = [f"encoder.layer.{block}.{name}" for block in (0, 2) for name in ("attention.self.query", "output.dense")]
+    moments = output_gradients(model, paths, batches, scalar=total)
+    sizes = gradient_sizes(model, [*paths, "pooler.dense"], batches, scalar=total)
+    for path in paths:
+        assert sizes[path] == pytest.approx(float(moments[path].diagonal().mean()), rel=1e-5)
+    assert sizes["pooler.dense"] == 0
+
+
+def test_gradients_of_weights_wherever_they_are_used() -> None:
+    """A table that a head shares has those of both, by autograd; flags are afterwards as before."""
+    model, batches = (
+        models.tiny("gpt2", task="lm"),
+        [models.inputs("gpt2", padded=True, seed=seed) for seed in range(2)],
+    )
+    model.transformer.wpe.weight.requires_grad_(False)
+    before = {name: each.requires_grad for name, each in model.named_parameters()}
+    found = weight_gradients(model, {"wte": model.transformer.wte.weight}, batches, scalar=total)["wte"]
+    assert {name: each.requires_grad for name, each in model.named_parameters()} == before
+    expected = 0.0
+    for batch in batches:
+        total(model, batch, torch.Generator()).backward()
+        expected += float(model.lm_head.weight.grad.double().square().sum())
+        model.zero_grad()
+    assert found == pytest.approx(expected, rel=1e-5)

@@ -55,16 +55,35 @@ def test_the_budget_is_kept_and_used(bits: float) -> None:
     assert before - after >= Mixed(bits=bits, group=32).predicted_saving(original, sites)  # type: ignore[operator]
 
 
-def test_what_matters_gets_more_bits() -> None:
-    chosen = bits_of(mixed(uneven(), "bert", bits=4.5, group=32)[1])
+SENSITIVITIES = pytest.mark.parametrize("sensitivity", ["measured", "hessian"])
+
+
+@SENSITIVITIES
+def test_what_matters_gets_more_bits(sensitivity: str) -> None:
+    chosen = bits_of(mixed(uneven(), "bert", bits=4.5, group=32, sensitivity=sensitivity)[1])
     outputs = [chosen[f"encoder.layer.{index}.output.dense"] for index in range(3)]
     assert outputs[0] > max(outputs[1:])
 
 
-def test_better_than_equal_bits_in_as_many_bytes() -> None:
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "albert", "mixtral", "xlnet", "distilbert"])
+def test_traces_of_every_kind_of_site(name: str) -> None:
+    """Each site that the result depends on has one: tables, heads, experts too."""
+    original = models.tiny(name, task="base" if name in ("albert", "distilbert") else "lm")
+    model, context = mixed(original, name, bits=6, group=16, sensitivity="hessian")
+    chosen = bits_of(context)
+    assert set(chosen.values()) - {min(Mixed().choices)}
+    if name in ("gpt2", "t5"):
+        assert chosen["transformer.wte" if name == "gpt2" else "shared"] > min(Mixed().choices)
+    assert bool(models.output(model, batches(name)[0]).isfinite().all())
+
+
+@SENSITIVITIES
+def test_better_than_equal_bits_in_as_many_bytes(sensitivity: str) -> None:
     original = uneven()
     blocks = ("encoder.layer",)
-    model, context = mixed(original, "bert", bits=3.75, group=32, rounding="nearest", targets=blocks)
+    model, context = mixed(
+        original, "bert", bits=3.75, group=32, rounding="nearest", targets=blocks, sensitivity=sensitivity
+    )
     plain = copy.deepcopy(original)
     equal, method = Context(), Rtn(bits=3, group=32)
     method.apply(plain, resolve(plain, method).sites, equal)
