@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from compresskit.nn.lookup import LookupLinear
 from compresskit.nn.product import ProductEmbedding
 from compresskit.pipeline.ledger import size_of
 from compresskit.tasks.fidelity import Reference
+from compresskit.train.loop import RecoveryOptions
+from compresskit.train.objective import towards_output
+from compresskit.train.recovery import recover
 from tests import models
 
 TEXTS = ["the cat sat on the mat", "a big dog runs fast", "good film we like", "the book is not bad"] * 4
@@ -200,3 +204,36 @@ def test_codebooks_trained_together(options: dict[str, Any]) -> None:
     assert size_of(moved).bytes == size_of(still).bytes
     for site in sites:
         assert context.details[site.path]["relative_error"] > 0
+
+
+def test_training_that_is_stopped_goes_on_and_ends_bit_equal(tmp_path: Path) -> None:
+    """What the layers have felt of the loss is a part of what is saved."""
+    method = Ternary(train=6, scales="loss")
+    options = RecoveryOptions(steps=6, lr=2e-3, batch=4, max_length=12, save_every=2)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(share: float, _: str) -> None:
+        if share > 0.2 + 0.8 * 4.5 / 6:
+            raise Stopped
+
+    def begun() -> Any:
+        model = models.tiny("bert")
+        method._begin(model, resolve(model, method).sites)
+        return model
+
+    results = []
+    for folder, stops in ((tmp_path / "whole", False), (tmp_path / "parts", True)):
+        model, teacher = begun(), models.tiny("bert")
+        context = Context(tokenizer=models.tokenizer(), work=folder)
+        if stops:
+            with pytest.raises(Stopped):
+                recover(
+                    model, replace(context, progress=stop), towards_output(model, 1.0), TEXTS, options, teacher=teacher
+                )
+            model = begun()
+        recover(model, context, towards_output(model, 1.0), TEXTS, options, teacher=teacher)
+        results.append(model.state_dict())
+    assert any(bool(tensor.any()) for name, tensor in results[0].items() if name.endswith(".felt"))
+    assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
