@@ -42,20 +42,18 @@ class SelfTaught(Compressor):
         context: Context,
         begin: Callable[[], None],
         *,
-        freeze: tuple[str, ...] = (),
         freeze_embeddings: bool = True,
     ) -> None:
-        """Let ``begin`` change ``model``, and train it towards what it was.
+        """Let ``begin`` change ``model``, and train what is float in it towards what it was.
 
         Args:
-            freeze: globs of parameters that stay as they are. freeze_embeddings: whether all tables do.
+            freeze_embeddings: whether all tables stay as they are.
         """
         options = RecoveryOptions(
             steps=self.train,
             lr=self.lr,
             batch=self.batch,
             max_length=self.max_length,
-            freeze=freeze,
             freeze_embeddings=freeze_embeddings,
         )
         words = vocabulary_words(context.tokenizer)

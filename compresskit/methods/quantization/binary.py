@@ -16,7 +16,7 @@ class Binary(FewLevels):
     """Weights as signs times the mean magnitude of their row or group: 1 bit each.
 
     The nearest such matrix, but far from the weights: useful for a few matrices, or with training through the signs,
-    towards what the model gave before.
+    towards what the model gave before. What stays float is trained with them, tables excepted.
 
     ```yaml
     - quantization.binary: {train: 500, scales: loss}

@@ -17,7 +17,7 @@ class Ternary(FewLevels):
     """Weights as -1, 0 or 1 times a scale for each row or group, 2 bits each; small weights become 0.
 
     Far from the weights: useful for a few matrices, or with training through the levels, towards what the model gave
-    before. Learned scales are two a row, one on each side of 0.
+    before; what stays float is trained with them, tables excepted. Learned scales are two a row, one on each side of 0.
 
     ```yaml
     - quantization.ternary: {train: 500, scales: learned}
