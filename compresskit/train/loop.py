@@ -21,6 +21,7 @@ from compresskit.checkpoint.plainstate import read_state, write_state
 from compresskit.core import processes
 from compresskit.core.context import Context
 from compresskit.errors import DataError
+from compresskit.train.development import Development
 from compresskit.train.objective import Objective, Scheduled, Stepping
 from compresskit.train.order import BatchOrder, by_length
 from compresskit.train.teacher_cache import TeacherOutputs
@@ -49,6 +50,9 @@ class RecoveryOptions:
         save_every: steps between savings of the training itself; shorter training is not saved.
         freeze: globs of modules or parameters that are left alone too.
         bf16: teacher and student compute under autocast in bfloat16; weights and optimizer stay as they are.
+        dev: share of the texts that is held out; the weights with the least loss on it are kept.
+        patience: looks at it without a smaller loss after which training stops; None: never.
+        evaluate_every: steps between two looks.
     """
 
     steps: int | None = None
@@ -64,6 +68,9 @@ class RecoveryOptions:
     freeze: tuple[str, ...] = ()
     bf16: bool = False
     accumulation: int = 1
+    dev: float = 0.0
+    patience: int | None = None
+    evaluate_every: int = 50
 
     @property
     def texts_a_step(self) -> int:
@@ -75,6 +82,7 @@ LEARNED_FASTER = 10.0
 """What the learning rate of an objective's own parameters is multiplied by: they start at random."""
 
 _LEARNED = "learned"
+_DEVELOPMENT = "development"
 
 
 class _NotANumber(Exception):
@@ -87,6 +95,7 @@ class Loop:
     Args:
         student: its trainable parameters are those with ``requires_grad``.
         source: the teacher's outputs on ``rows``, by number.
+        held_out: how many of ``rows``, the last ones, are not trained on.
         fill: the padding token.
         folder: where training is saved on its way; removed at the end.
         options: with ``steps`` set.
@@ -102,12 +111,17 @@ class Loop:
         fill: int,
         folder: Path,
         options: RecoveryOptions,
+        held_out: int = 0,
     ) -> None:
         self.student, self.context, self.objective, self.source = student, context, objective, source
         self.rows, self.fill, self.folder, self.options = rows, fill, folder, options
         self.losses: dict[int, float] = {}
         self.good: dict[str, Tensor] = {}
         self.step = self.good_step = 0
+        self.held_out = held_out
+        self.development: Development | None = None
+        if held_out:
+            self.development = Development(self._dev_loss, self._trained, options.evaluate_every, options.patience)
 
     def train(self) -> tuple[list[float], int]:
         """The losses of the steps that this process took, and how often training was rewound.
@@ -135,6 +149,8 @@ class Loop:
                     fix="lower lr, or look for texts that make the teacher overflow",
                 ) from None
         processes.lead(lambda: shutil.rmtree(self.folder, ignore_errors=True))
+        if self.development is not None:
+            self.development.take_best()
         return list(self.losses.values()), rewinds
 
     def _attempt(self, name: str, start: int, rate: float) -> None:
@@ -170,7 +186,7 @@ class Loop:
 
     def order(self) -> BatchOrder:
         """The batches, of texts of similar length."""
-        lengths = [len(row["input_ids"]) for row in self.rows]
+        lengths = [len(row["input_ids"]) for row in self.rows[: len(self.rows) - self.held_out]]
         draw = by_length(lengths, self.options.batch, self.options.texts_a_step)
         batches = math.ceil(len(lengths) / self.options.batch)
         return BatchOrder(draw, batches, self.context.seed, self.options.accumulation)
@@ -190,6 +206,27 @@ class Loop:
         self.step += 1
         share = self.step / max(1, self.options.steps or 1)
         self.context.progress(0.2 + 0.8 * min(1.0, share), f"recovery, loss {value:.4f}")
+
+    @torch.no_grad()
+    def _dev_loss(self) -> float:
+        """The mean loss on the held-out texts."""
+        total = 0.0
+        for start in range(len(self.rows) - self.held_out, len(self.rows), self.options.batch):
+            numbers = list(range(start, min(start + self.options.batch, len(self.rows))))
+            batch = collate([self.rows[number] for number in numbers], self.fill)
+            on_device = {name: tensor.to(self.student.device) for name, tensor in batch.items()}
+            total += float(self.loss(numbers, on_device)) * len(numbers)
+        return total / self.held_out
+
+    def loss(self, numbers: list[int], batch: dict[str, Any]) -> Tensor:
+        """The loss of the texts ``numbers``, which ``batch`` holds."""
+        student = self.student.eval()
+        with self.autocast():
+            targets = self.source.of(numbers, batch)
+        on_device = {name: tensor.to(student.device) for name, tensor in targets.items()}
+        # Not Trainer's own: it would leave the student's forward wrapped.
+        with self.autocast():
+            return self.objective.loss(student, batch, on_device)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         own = {name: parameter for name, parameter in self.student.named_parameters() if parameter.requires_grad}
@@ -216,7 +253,9 @@ class _RecoveryTrainer(StudentTrainer):
 
     def __init__(self, loop: Loop, arguments: TrainingArguments) -> None:
         self.loop = loop
-        super().__init__(loop.student, arguments, loop.order(), len(loop.rows), self._collate)
+        super().__init__(loop.student, arguments, loop.order(), len(loop.rows) - loop.held_out, self._collate)
+        if loop.development is not None:
+            self.add_callback(loop.development)
 
     def _collate(self, numbers: list[int]) -> dict[str, Any]:
         rows = [self.loop.rows[number] for number in numbers]
@@ -244,20 +283,18 @@ class _RecoveryTrainer(StudentTrainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.loop.learned is not None:
             write_state(self.loop.learned.state_dict(), Path(output_dir, _LEARNED))
+        if self.loop.development is not None:
+            write_state(self.loop.development.state(), Path(output_dir, _DEVELOPMENT))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.loop.learned is not None:
             self.loop.learned.load_state_dict(read_state(Path(checkpoint, _LEARNED)))
+        if checkpoint is not None and self.loop.development is not None:
+            self.loop.development.resume(read_state(Path(checkpoint, _DEVELOPMENT)))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
-        batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
-        student = self.loop.student.eval()
         if isinstance(self.loop.objective, Scheduled):
             self.loop.objective.come_to(self.loop.step / max(1, self.loop.options.steps or 1))
-        with self.loop.autocast():
-            targets = self.loop.source.of(inputs["numbers"].tolist(), batch)
-        on_device = {name: tensor.to(student.device) for name, tensor in targets.items()}
-        # Not Trainer's own: it would leave the student's forward wrapped.
-        with self.loop.autocast():
-            return self.loop.objective.loss(student, batch, on_device)
+        batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
+        return self.loop.loss(inputs["numbers"].tolist(), batch)

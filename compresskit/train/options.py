@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from compresskit.calibrate.text import builtin_texts, vocabulary_words
 from compresskit.core.compressor import Compressor
@@ -29,9 +31,22 @@ class Training(Compressor):
     freeze_embeddings: bool = Field(True, description="leave the embedding tables as they are")
     freeze: tuple[str, ...] = Field((), description="globs of modules to leave as they are")
     save_every: int = Field(250, ge=1, le=10_000_000, description="steps between savings, from which --resume goes on")
+    dev: float = Field(
+        0, ge=0, lt=1, description="share of the texts held out: the weights that are best on it are kept"
+    )
+    patience: int | None = Field(
+        None, ge=1, le=1000, description="looks at the held-out texts without a smaller loss after which training stops"
+    )
+    evaluate_every: int = Field(50, ge=1, le=10_000_000, description="steps between looks at the held-out texts")
     bf16: bool = Field(
         False, description="compute products in bfloat16, faster where the processor has it; weights stay float32"
     )
+
+    @model_validator(mode="after")
+    def _patience_needs_texts(self) -> Self:
+        if self.patience is not None and not self.dev:
+            raise ValueError("patience goes by texts that are held out: set `dev` to a share of them, such as 0.05")
+        return self
 
 
 def training_options(method: Training) -> RecoveryOptions:
@@ -51,6 +66,9 @@ def training_options(method: Training) -> RecoveryOptions:
         freeze=method.freeze,
         save_every=method.save_every,
         bf16=method.bf16,
+        dev=method.dev,
+        patience=method.patience,
+        evaluate_every=method.evaluate_every,
     )
 
 

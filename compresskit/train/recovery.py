@@ -30,7 +30,10 @@ from compresskit.train.trainer import in_bfloat16, in_float32, kept_config, kept
 
 @dataclass(frozen=True)
 class Recovery:
-    """What training did: steps, texts, losses at both ends (means over a tenth of the steps), rewinds, parameters."""
+    """What training did: steps, texts, losses at both ends (means over a tenth of the steps), rewinds, parameters.
+
+    With texts held out, the loss on them by step, and the step whose weights were kept.
+    """
 
     steps: int
     texts: int
@@ -38,6 +41,8 @@ class Recovery:
     last_loss: float
     rewinds: int
     trained_parameters: int
+    dev_losses: dict[int, float] | None = None
+    kept_step: int | None = None
 
 
 def recover(
@@ -61,26 +66,31 @@ def recover(
         RecipeError: CK-R034 for a ``freeze`` pattern that matches nothing.
     """
     rows = encode(texts, context.tokenizer, student, options.max_length, warn=context.warn)
+    rows, held_out = _split(rows, options.dev, context.seed)
     steps = options.steps if options.steps is not None else math.ceil(options.epochs * len(rows) / options.texts_a_step)
-    needed = min(len(rows), steps * options.texts_a_step)
-    rows = _chosen(rows, needed, context.seed)
+    rows = _chosen(rows, steps * options.texts_a_step, context.seed)
     options = replace(options, steps=steps)
     with kept_randomness(), kept_config(student), _scratch(context) as folder:
-        source = _teach(student, context, objective, rows, folder, teacher, bf16=options.bf16)
+        every = [*rows, *held_out]
+        source = _teach(student, context, objective, every, folder, teacher, bf16=options.bf16)
         processes.synchronise(student)
         settings = f"{context.seed} {options!r} {processes.count()}"
         place = folder / f"recovery-{_digest(student, objective, rows, settings)}"
         with _trainable(student, options) as trained:
-            loop = Loop(student, context, objective, source, rows, padding(context.tokenizer), place, options)
+            fill = padding(context.tokenizer)
+            loop = Loop(student, context, objective, source, every, fill, place, options, len(held_out))
             losses, rewinds = loop.train()
+    watched = loop.development
     tenth = max(1, len(losses) // 10)
     return Recovery(
-        steps=steps,
+        steps=steps if watched is None else max(watched.losses),
         texts=len(rows),
         first_loss=sum(losses[:tenth]) / tenth,
         last_loss=sum(losses[-tenth:]) / tenth,
         rewinds=rewinds,
         trained_parameters=trained,
+        dev_losses=None if watched is None else watched.losses,
+        kept_step=None if watched is None else watched.best,
     )
 
 
@@ -127,6 +137,20 @@ def _scratch(context: Context) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="compresskit-") as folder:
         yield Path(processes.agree(folder))
         processes.wait()
+
+
+def _split(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Rows for training, and ``share`` of them, at least one, that are held out."""
+    if not share:
+        return rows, []
+    if len(rows) < 2:
+        raise DataError("CK-D003", "no text can be held out: there is one", fix="give more texts, or set dev to 0")
+    held_out = set(
+        random.Random(f"{seed} dev").sample(range(len(rows)), min(len(rows) - 1, max(1, round(share * len(rows)))))
+    )
+    return [row for number, row in enumerate(rows) if number not in held_out], [
+        rows[number] for number in sorted(held_out)
+    ]
 
 
 def _chosen(rows: list[Row], count: int, seed: int) -> list[Row]:
