@@ -85,6 +85,8 @@ def weight_gradients(
         try:
             for batch in batches:
                 value = scalar(model, batch, generator)
+                if not value.requires_grad:  # a rounding without gradient lies behind
+                    continue
                 found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
                 for path, gradient in zip(weights, found, strict=True):
                     sums[path] += 0.0 if gradient is None else float(gradient.double().square().sum())

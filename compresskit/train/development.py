@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from compresskit.core import processes
 
+_STATE = ("losses", "least", "best", "worse", "kept")
+
 
 class Development(TrainerCallback):
     """Asks for the loss every so many steps and at the end, and stops a training that has stopped getting better.
 
     Args:
         loss: the loss on held-out texts.
+        step: how many steps have been taken, also before a rewind.
         trained: the parameters that are trained, by name.
         every: steps between two looks.
         patience: looks without a smaller loss after which training stops; None: never.
@@ -25,27 +29,29 @@ class Development(TrainerCallback):
     def __init__(
         self,
         loss: Callable[[], float],
+        step: Callable[[], int],
         trained: Callable[[], dict[str, nn.Parameter]],
         every: int,
         patience: int | None,
     ) -> None:
-        self.loss, self.trained, self.every, self.patience = loss, trained, every, patience
+        self.loss, self.step, self.trained, self.every, self.patience = loss, step, trained, every, patience
         self.losses: dict[int, float] = {}
-        self.best = 0
+        self.least = math.inf
+        self.best = self.worse = 0
         self.kept: dict[str, Tensor] = {}
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        step = state.global_step
-        if step % self.every and step < state.max_steps:
+        step = self.step()
+        if step % self.every and state.global_step < state.max_steps:
             return control
-        self.losses[step] = processes.agree(self.loss())
-        if self.losses[step] <= min(self.losses.values()):
-            self.best = step
+        found = self.losses[step] = processes.agree(self.loss())
+        self.worse += 1
+        if found < self.least:
+            self.least, self.best, self.worse = found, step, 0
             self.kept = {name: parameter.detach().clone() for name, parameter in self.trained().items()}
-        looks = sum(other > self.best for other in self.losses)
-        if self.patience is not None and looks >= self.patience:
+        if self.patience is not None and self.worse >= self.patience:
             control.should_training_stop = True
         return control
 
@@ -58,8 +64,9 @@ class Development(TrainerCallback):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint of the training holds."""
-        return {"losses": self.losses, "best": self.best, "kept": self.kept}
+        return {name: getattr(self, name) for name in _STATE}
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go back to a ``state``."""
-        self.losses, self.best, self.kept = state["losses"], state["best"], state["kept"]
+        for name in _STATE:
+            setattr(self, name, state[name])

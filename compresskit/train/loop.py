@@ -121,7 +121,9 @@ class Loop:
         self.held_out = held_out
         self.development: Development | None = None
         if held_out:
-            self.development = Development(self._dev_loss, self._trained, options.evaluate_every, options.patience)
+            self.development = Development(
+                self._dev_loss, lambda: self.step, self._trained, options.evaluate_every, options.patience
+            )
 
     def train(self) -> tuple[list[float], int]:
         """The losses of the steps that this process took, and how often training was rewound.
@@ -209,7 +211,9 @@ class Loop:
 
     @torch.no_grad()
     def _dev_loss(self) -> float:
-        """The mean loss on the held-out texts."""
+        """The mean loss on the held-out texts, as at the end of training where the objective changes with time."""
+        if isinstance(self.objective, Scheduled):
+            self.objective.come_to(1.0)
         total = 0.0
         for start in range(len(self.rows) - self.held_out, len(self.rows), self.options.batch):
             numbers = list(range(start, min(start + self.options.batch, len(self.rows))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -72,7 +72,16 @@ def training_options(method: Training) -> RecoveryOptions:
     )
 
 
-def training_texts(method: Training, context: Context) -> list[str]:
+class ReadsTexts(Protocol):
+    """A method that says how many built-in texts it takes."""
+
+    @property
+    def texts(self) -> int:
+        """Of the option."""
+        ...
+
+
+def training_texts(method: ReadsTexts, context: Context) -> list[str]:
     """The run's texts, or built-in ones."""
     words = vocabulary_words(context.tokenizer)
     return list(context.texts) or builtin_texts(method.texts, context.seed, vocabulary=words)

@@ -83,7 +83,7 @@ def recover(
     watched = loop.development
     tenth = max(1, len(losses) // 10)
     return Recovery(
-        steps=steps if watched is None else max(watched.losses),
+        steps=loop.step,
         texts=len(rows),
         first_loss=sum(losses[:tenth]) / tenth,
         last_loss=sum(losses[-tenth:]) / tenth,

@@ -16,6 +16,7 @@ from compresskit.errors import DataError
 from compresskit.methods.distillation.logits import Logits
 from compresskit.train.loop import RecoveryOptions
 from compresskit.train.objective import ResponseObjective
+from compresskit.train.policies import Annealed
 from compresskit.train.recovery import _split, recover
 from tests import models
 
@@ -75,6 +76,33 @@ def test_stopped_and_resumed_ends_bit_equal(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+def test_a_rewind_keeps_count_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that is no number in step 14: looks before and after have the steps of the whole training."""
+    seen: list[int] = []
+
+    def loss(self: ResponseObjective, *args: Any) -> torch.Tensor:
+        value = whole(self, *args)
+        seen.append(1)
+        return value * torch.nan if len(seen) == fault else value
+
+    whole, fault = ResponseObjective.loss, 14 + 6  # two batches of held-out texts at each of three looks
+    monkeypatch.setattr(ResponseObjective, "loss", loss)
+    _, outcome = trained(OPTIONS, tmp_path, warn=lambda _: None)
+    assert outcome.rewinds == 1
+    assert outcome.steps == 24
+    assert list(outcome.dev_losses) == [4, 8, 12, 16, 20, 24]
+    assert outcome.dev_losses[outcome.kept_step] == min(outcome.dev_losses.values())
+
+
+def test_where_losses_change_with_time_the_last_meaning_counts(tmp_path: Path) -> None:
+    """Softened targets have smaller losses: held-out texts are judged at T = 1 from the first look on."""
+    student, teacher = models.tiny("bert", 1, task="classifier"), models.tiny("bert", task="classifier")
+    context = Context(tokenizer=models.tokenizer(), teacher=lambda: teacher, work=tmp_path)
+    outcome = recover(student, context, ResponseObjective(policy=Annealed()), TEXTS, replace(OPTIONS, lr=1e-9))
+    assert outcome.dev_losses is not None
+    assert max(outcome.dev_losses.values()) == pytest.approx(min(outcome.dev_losses.values()), rel=1e-3)
+
+
 def test_held_out_texts_are_no_others_than_those_left() -> None:
     rows = encode(TEXTS, models.tokenizer(), models.tiny("bert"), 12)
     left, held_out = _split(rows, 0.1, 3)
@@ -88,3 +116,5 @@ def test_held_out_texts_are_no_others_than_those_left() -> None:
 def test_patience_without_texts_is_refused() -> None:
     with pytest.raises(ValidationError, match="held out"):
         Logits(patience=2)
+    with pytest.raises(ValidationError, match="learned temperature"):
+        Logits(dev=0.1, policy="curriculum")

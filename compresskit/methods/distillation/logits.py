@@ -56,6 +56,12 @@ class Logits(Distillation):
             raise ValueError("a rule of temperatures goes by whole distributions: leave out top_k, or the policy")
         return self
 
+    @model_validator(mode="after")
+    def _one_measure_for_held_out_texts(self) -> Logits:
+        if self.dev and self.policy == "curriculum":
+            raise ValueError("a learned temperature changes what losses mean: leave out dev, or take another policy")
+        return self
+
     def refuse_site(self, model: PreTrainedModel, site: Site) -> str | None:
         if self.policy != "fixed" and is_binary(model):
             return "each class is a decision of its own, and a rule goes by a distribution over classes"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -16,8 +16,8 @@ from compresskit.core.context import Context
 from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
 from compresskit.methods.quantization._packed import finite_weight, install_layer, refuse_packed_site
-from compresskit.methods.quantization._self_taught import SelfTaught
-from compresskit.methods.quantization._shared import quantization_detail, weight_bytes
+from compresskit.methods.quantization._self_taught import SelfTaught, install_deployed
+from compresskit.methods.quantization._shared import weight_bytes
 from compresskit.nn.fake_lookup import FakeLookupLinear
 from compresskit.nn.lookup import LookupLinear
 from compresskit.numerics.lookup import Lookup
@@ -77,7 +77,7 @@ class FewLevels(SelfTaught):
         if self.train:
             self.teach(model, context, lambda: self._begin(model, sites))
             for site in sites:
-                self._finish(model, site, context)
+                install_deployed(model, site.path, context)
             return
         for number, site in enumerate(sites):
             plain = view(model, site.path)
@@ -97,13 +97,3 @@ class FewLevels(SelfTaught):
             if plain.bias_parameter is not None:
                 layer.bias = plain.bias_parameter
             surgery.replace(model, site.path, layer)
-
-    def _finish(self, model: PreTrainedModel, site: Site, context: Context) -> None:
-        """Put the layer that is stored in place of the trained one."""
-        trained: Any = model.get_submodule(site.path)
-        layer = trained.deployed()
-        if layer.bias is not None:
-            layer.bias = trained.bias
-        stored = layer.stored_bytes() - (0 if layer.bias is None else layer.bias.numel() * layer.bias.element_size())
-        context.details[site.path] = quantization_detail(trained.values.detach(), layer.weight, stored)
-        surgery.replace(model, site.path, layer)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from pydantic import Field
 from transformers import PreTrainedModel
 
 from compresskit.calibrate.outputs import output_kind
-from compresskit.calibrate.text import builtin_texts, vocabulary_words
-from compresskit.core import processes
+from compresskit.core import processes, surgery
 from compresskit.core.compressor import Compressor, Need
 from compresskit.core.context import Context
+from compresskit.methods.quantization._shared import quantization_detail
 from compresskit.train.loop import RecoveryOptions
 from compresskit.train.objective import towards_output
+from compresskit.train.options import training_texts
 from compresskit.train.recovery import recover
 
 
@@ -56,13 +58,23 @@ class SelfTaught(Compressor):
             max_length=self.max_length,
             freeze_embeddings=freeze_embeddings,
         )
-        words = vocabulary_words(context.tokenizer)
-        texts = list(context.texts) or builtin_texts(self.texts, context.seed, vocabulary=words)
+        texts = training_texts(self, context)
         teacher = copy.deepcopy(model).eval()
         begin()
         outcome = recover(model, context, towards_output(model, 1.0), texts, options, teacher=teacher)
         processes.synchronise(model)  # what layers have felt, each process by its own texts
         context.details["training"] = asdict(outcome)
+
+
+def install_deployed(model: PreTrainedModel, path: str, context: Context, **more: Any) -> None:
+    """Put the layer that is stored in place of the one at ``path`` that was trained, and its row into the ledger."""
+    trained: Any = model.get_submodule(path)
+    layer = trained.deployed()
+    if layer.bias is not None:
+        layer.bias = trained.bias
+    stored = layer.stored_bytes() - (0 if layer.bias is None else layer.bias.numel() * layer.bias.element_size())
+    context.details[path] = {**more, **quantization_detail(trained.values.detach(), layer.weight, stored)}
+    surgery.replace(model, path, layer)
 
 
 def refuse_headless(model: PreTrainedModel) -> str | None:

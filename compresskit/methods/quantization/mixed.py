@@ -237,6 +237,10 @@ class _Traces:
         if tables:
             traces = weight_gradients(model, tables, context.calibration, seed=context.seed)
             self.shares |= {path: trace / tables[path].numel() for path, trace in traces.items()}
+        unreached = [path for path, share in self.shares.items() if share == 0]
+        if unreached:
+            some = ", ".join(unreached[:3]) + (f" and {len(unreached) - 3} more" if len(unreached) > 3 else "")
+            context.warn(f"no gradient reaches {some}: the fewest bits are taken there")
 
     def __call__(self, plain: WeightView, weight: Tensor, change: Tensor, size: float) -> float:
         return self.shares[plain.path]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -22,8 +22,8 @@ from compresskit.core.sites import Site
 from compresskit.core.weights import WeightView, view
 from compresskit.methods.quantization._int8 import int8_bytes
 from compresskit.methods.quantization._packed import SymmetricOrNot, finite_weight, refuse_packed_site, stored_bytes
-from compresskit.methods.quantization._self_taught import refuse_headless
-from compresskit.methods.quantization._shared import quantization_detail, refuse_integer_site, weight_bytes
+from compresskit.methods.quantization._self_taught import install_deployed, refuse_headless
+from compresskit.methods.quantization._shared import refuse_integer_site, weight_bytes
 from compresskit.nn.fake_quantized import FakeQuantizedLinear
 from compresskit.numerics.grids import symmetric
 from compresskit.numerics.rtn import Codes, quantize, scale_type
@@ -100,7 +100,7 @@ class Qat(SymmetricOrNot, Training):
         objective = towards_output(model, self.temperature)
         outcome = recover(model, context, objective, texts, options, teacher=teacher)
         for site in sites:
-            self._finish(model, site, context)
+            install_deployed(model, site.path, context, bits=self.bits)
         context.details["training"] = asdict(outcome)
 
     def _begin(self, model: PreTrainedModel, site: Site) -> None:
@@ -122,14 +122,3 @@ class Qat(SymmetricOrNot, Training):
             return Codes((grid.codes.to(torch.int16) + 128).to(torch.uint8), grid.scale, None, 8)
         kind = scale_type(weight, self.bits)
         return quantize(weight, self.bits, self.columns, symmetric=self.symmetric, scale_dtype=kind)
-
-    def _finish(self, model: PreTrainedModel, site: Site, context: Context) -> None:
-        """Put the layer that is stored in place of the fake-quantized one."""
-        trained: Any = model.get_submodule(site.path)
-        layer = trained.deployed()
-        if layer.bias is not None:
-            layer.bias = trained.bias
-        stored = layer.stored_bytes() - (0 if layer.bias is None else layer.bias.numel() * layer.bias.element_size())
-        detail = quantization_detail(trained.values.detach(), layer.weight, stored)
-        context.details[site.path] = {"bits": trained.bits, **detail}
-        surgery.replace(model, site.path, layer)

@@ -108,6 +108,16 @@ def test_tables_and_tied_heads_belong_to_the_budget() -> None:
     assert bool(models.output(model, batches("gpt2")[0]).isfinite().all())
 
 
+def test_sites_that_no_gradient_reaches_are_told() -> None:
+    """A pooler that the result doesn't use."""
+    model, heard = models.tiny("bert"), []
+    context = Context(calibration=batches("bert"), warn=heard.append)
+    method = Mixed(bits=5, group=16, sensitivity="hessian", targets=("pooler.dense", "encoder.layer.0.output.dense"))
+    method.apply(model, resolve(model, method).sites, context)
+    assert heard == ["no gradient reaches pooler.dense: the fewest bits are taken there"]
+    assert bits_of(context)["pooler.dense"] == min(method.choices) < bits_of(context)["encoder.layer.0.output.dense"]
+
+
 def test_one_choice_is_that_choice_everywhere() -> None:
     assert set(bits_of(mixed(models.tiny("bert"), "bert", bits=6, choices=(4,))[1]).values()) == {4}
 
